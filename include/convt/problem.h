@@ -1,0 +1,73 @@
+// One transposed convolution: sizes, strides, padding, element type and pointers.
+//
+// The one value that travels from the operator (cuda/library.cpp) through the plan (cuda/plan.cpp) to the
+// kernels. It has been checked when it is made: see check_arguments in cuda/library.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace convt {
+
+enum class DType { kFloat32, kFloat16, kBFloat16, kFloat64 };
+
+// One spatial axis.
+struct Axis {
+  int64_t input = 1;           // input pixels
+  int64_t output = 1;          // output pixels
+  int64_t kernel = 1;          // filter taps
+  int64_t stride = 1;          // output pixels between two neighbouring input pixels
+  int64_t padding = 0;         // output pixels cropped at the low end
+  int64_t output_padding = 0;  // output pixels added at the high end
+  int64_t dilation = 1;        // output pixels between two neighbouring taps
+
+  // Pixels by the definition of the operator; `output` holds the same number.
+  int64_t full_output() const {
+    return (input - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1;
+  }
+};
+
+// Distances in elements between neighbours along each dimension of an activation tensor.
+struct ActivationStrides {
+  int64_t n = 0, c = 0, h = 0, w = 0;
+};
+
+// Distances in elements between neighbours along each dimension of the weight.
+struct WeightStrides {
+  int64_t cin = 0, cout = 0, kh = 0, kw = 0;
+};
+
+struct Problem {
+  DType dtype = DType::kFloat32;
+  int64_t batch = 1;
+  int64_t groups = 1;
+  int64_t cin_per_group = 1;
+  int64_t cout_per_group = 1;
+  Axis h, w;
+
+  const void* input = nullptr;   // [batch, groups * cin_per_group, h.input, w.input]
+  const void* weight = nullptr;  // [groups * cin_per_group, cout_per_group, h.kernel, w.kernel]
+  const void* bias = nullptr;    // [groups * cout_per_group], or null
+  void* output = nullptr;        // [batch, groups * cout_per_group, h.output, w.output], dense
+
+  ActivationStrides input_stride;
+  WeightStrides weight_stride;
+  int64_t bias_stride = 1;
+  bool output_channels_last = false;  // the dense layout of the output: NHWC if true, else NCHW
+
+  int64_t cin() const { return groups * cin_per_group; }
+  int64_t cout() const { return groups * cout_per_group; }
+  int64_t output_elements() const { return batch * cout() * h.output * w.output; }
+};
+
+inline int64_t element_size(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return 8;
+    case DType::kFloat32:
+      return 4;
+    default:
+      return 2;
+  }
+}
+
+}  // namespace convt
