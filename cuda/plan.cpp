@@ -1,0 +1,301 @@
+#include "convt/plan.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+
+namespace convt {
+namespace {
+
+constexpr int64_t kMaxGrid = std::numeric_limits<int32_t>::max();
+// Coordinates inside the tiled kernels are 32-bit; this leaves room for sums of two of them.
+constexpr int64_t kMaxCoordinate = int64_t{1} << 30;
+// Shared memory that the runtime reserves in every block.
+constexpr int64_t kReservedSharedBytes = 1024;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t next_power_of_two(int64_t value) {
+  int64_t power = 1;
+  while (power < value) power *= 2;
+  return power;
+}
+
+bool axis_fits_32_bits(const Axis& axis) {
+  return axis.input < kMaxCoordinate && axis.output + axis.padding < kMaxCoordinate &&
+         axis.stride < kMaxCoordinate && axis.kernel * axis.dilation + axis.stride < kMaxCoordinate;
+}
+
+// Why `tile_simt` cannot compute a problem, or null.
+const char* tile_simt_obstacle(const Problem& p) {
+  if (p.dtype == DType::kFloat64) return "it has no float64 path";
+  // Each factor first: the product of two large sides could wrap.
+  if (p.h.kernel > kTileSimtMaxTaps || p.w.kernel > kTileSimtMaxTaps ||
+      p.h.kernel * p.w.kernel > kTileSimtMaxTaps) {
+    return "the filter has more taps than its table holds";
+  }
+  if (p.h.stride > kTileSimtMaxStride || p.w.stride > kTileSimtMaxStride) return "its stride is too large";
+  if (!axis_fits_32_bits(p.h) || !axis_fits_32_bits(p.w)) return "its coordinates have 32 bits";
+  if (p.batch >= kMaxCoordinate || p.cin() >= kMaxCoordinate || p.cout() >= kMaxCoordinate) {
+    return "its coordinates have 32 bits";
+  }
+  return nullptr;
+}
+
+// Phases of an axis that have any taps: the residues k * d mod s repeat with period s / g.
+int phases_reached(const AxisPhases<int>& axis) { return std::min<int>(axis.kernel, axis.tap_step); }
+
+struct TileSimtSearch {
+  const Problem& problem;
+  const DeviceLimits& device;
+  TileSimtLaunch best;
+  double best_cycles = std::numeric_limits<double>::infinity();
+
+  // Cycles that an SM spends on one block: counts of what the kernel's loops do, with weights fitted to some
+  // 7,000 timed launches of the benchmark cases on an H100 (the choice then takes 1.05 times the best
+  // candidate's time on average). Only the order of the candidates matters.
+  double block_cycles(const TileSimtLaunch& launch, const TileSimtConfig& config,
+                      const TileSimtShared& shared) const {
+    const double row_share = static_cast<double>(launch.row_phases) / launch.phases_h.stride;
+    const double taps = static_cast<double>(launch.phases_h.kernel) * launch.phases_w.kernel * row_share;
+    const double vectors = static_cast<double>(ceil_div(problem.cin_per_group, config.channel_vector));
+    const double warps = config.threads() / 32;
+    // The main loop is bound by shared memory: a warp receives 128 bytes per cycle of its SM, however many
+    // lanes read the same word.
+    const double loads = config.channel_vector * (config.pixels_per_thread + config.couts_per_thread);
+    const double main_loop = 1.08 * warps * taps * vectors * loads;
+
+    const double phases = static_cast<double>(launch.row_phases) * launch.phases_w.stride;
+    const double phases_with_taps = std::max(1.0, row_share * phases_reached(launch.phases_h) *
+                                                      static_cast<double>(phases_reached(launch.phases_w)));
+    const double input_pixels = static_cast<double>(launch.images) * shared.input_rows * shared.input_cols;
+    const double input_elements = input_pixels * static_cast<double>(problem.cin_per_group);
+    const double load = 0.18 * input_elements * (launch.channel_chunks > 1 ? phases_with_taps : 1);
+
+    const double couts = static_cast<double>(std::min<int64_t>(config.couts(), problem.cout_per_group));
+    const double tile_rows = static_cast<double>(launch.images) * launch.rows * launch.row_phases * couts;
+    const double row_length = static_cast<double>(launch.cols) * launch.phases_w.stride;
+    const double size = static_cast<double>(element_size(problem.dtype));
+    const double store = problem.output_channels_last
+                             ? 0.087 * tile_rows * row_length
+                             : tile_rows * (0.31 * row_length + 7.1 * std::ceil(row_length * size / 128));
+
+    const int taps_per_phase = most_taps(launch.phases_h) * most_taps(launch.phases_w);
+    const double steps = phases_with_taps * launch.channel_chunks *
+                             static_cast<double>(ceil_div(taps_per_phase, launch.tap_chunk)) +
+                         (phases - phases_with_taps);
+    constexpr double kBytesPerCycle = 10.8;
+    const double bytes = size * (tile_rows * row_length + input_elements);
+    return std::max(main_loop + load + store + 770 * steps, bytes / kBytesPerCycle) + 1300;
+  }
+
+  void consider(TileSimtLaunch launch) {
+    const TileSimtConfig& config = kTileSimtConfigs[launch.config];
+    // A loose bound in 64 bits first, so that the exact sizes below cannot wrap.
+    const int64_t plane = int64_t{launch.images} * (launch.rows + int64_t{largest_shift(launch.phases_h)}) *
+                          (launch.cols + int64_t{largest_shift(launch.phases_w)});
+    if (plane * launch.channel_chunk * 4 > device.shared_bytes_per_block) return;
+    if (int64_t{launch.cols} * launch.phases_w.stride * 2 > device.shared_bytes_per_block &&
+        !problem.output_channels_last) {
+      return;
+    }
+    const TileSimtShared shared = tile_simt_shared(
+        launch, config.couts(), static_cast<int>(element_size(problem.dtype)), problem.output_channels_last);
+    const int64_t bytes = static_cast<int64_t>(shared.bytes);
+    if (bytes > device.shared_bytes_per_block) return;
+    launch.packs_weights = config.couts() % 4 == 0;
+    if (launch.packs_weights) {
+      const int64_t cin = int64_t{launch.channel_chunks} * launch.channel_chunk;
+      const int64_t cout = ceil_div(problem.cout_per_group, config.couts()) * config.couts();
+      const int64_t taps = int64_t{launch.phases_h.kernel} * launch.phases_w.kernel;
+      if (cin * cout >= kMaxCoordinate || problem.groups * taps >= kMaxCoordinate) return;
+      launch.packed = {static_cast<int>(taps), static_cast<int>(cin), static_cast<int>(cout)};
+      launch.workspace_bytes = sizeof(float) * static_cast<size_t>(problem.groups * taps * cin * cout);
+    }
+    launch.shared_bytes = shared.bytes;
+    launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
+    launch.tiles_cout = ceil_div(problem.cout_per_group, config.couts());
+    launch.tiles_w = ceil_div(launch.bases_w, launch.cols);
+    launch.tiles_h = ceil_div(launch.bases_h, launch.rows);
+    launch.tiles_n = ceil_div(problem.batch, launch.images);
+    launch.row_phase_splits = ceil_div(launch.phases_h.stride, launch.row_phases);
+    launch.groups = problem.groups;
+    // Factors below 2^31 each; in floating point the product cannot wrap.
+    const double blocks = static_cast<double>(launch.tiles_cout) * launch.tiles_w * launch.tiles_h *
+                          launch.tiles_n * launch.row_phase_splits * launch.groups;
+    if (blocks > static_cast<double>(kMaxGrid)) return;
+
+    const int64_t resident = std::min<int64_t>(
+        std::max<int64_t>(1, device.shared_bytes_per_sm / (bytes + kReservedSharedBytes)), config.min_blocks);
+    const int64_t resident_warps = resident * config.threads() / 32;
+    // Fewer than about 16 warps do not hide the latency of loads and barriers.
+    const double latency = 1.0 + 0.042 * static_cast<double>(std::max<int64_t>(0, 16 - resident_warps));
+    // Blocks of the last wave take less than their full time: they have more of the SM.
+    const double waves = std::max(1.0, blocks / device.sm_count);
+    const double cycles =
+        (0.88 * std::ceil(waves) + 0.12 * waves) * latency * block_cycles(launch, config, shared);
+    if (cycles < best_cycles) {
+      best_cycles = cycles;
+      best = launch;
+    }
+  }
+
+  // All ways to stage the channels and taps for a tile.
+  void consider_staging(TileSimtLaunch launch) {
+    const TileSimtConfig& config = kTileSimtConfigs[launch.config];
+    const int taps = most_taps(launch.phases_h) * most_taps(launch.phases_w);
+    const int64_t all_channels =
+        std::max<int64_t>(config.channel_vector, next_power_of_two(problem.cin_per_group));
+    for (int64_t chunk = config.channel_vector; chunk <= std::min(all_channels, kTileSimtMaxProducts);
+         chunk *= 2) {
+      launch.channel_chunk = static_cast<int>(chunk);
+      launch.channel_chunks = static_cast<int>(ceil_div(problem.cin_per_group, chunk));
+      // A step sums at most kTileSimtMaxProducts, and its weights stay below 16 KB, so that two blocks fit on
+      // an SM of any architecture.
+      const int64_t fitting =
+          std::min((16 << 10) / (chunk * config.couts() * 4), kTileSimtMaxProducts / chunk);
+      launch.tap_chunk = static_cast<int>(std::clamp<int64_t>(fitting, 1, taps));
+      for (int row_phases : {static_cast<int>(launch.phases_h.stride), 1}) {
+        launch.row_phases = row_phases;
+        consider(launch);
+        if (launch.phases_h.stride == 1) break;
+      }
+    }
+  }
+
+  void run(TileSimtLaunch launch) {
+    const bool few_channels = problem.cin_per_group < 4;
+    for (int index = 0; index < kTileSimtConfigCount; ++index) {
+      const TileSimtConfig& config = kTileSimtConfigs[index];
+      if ((config.channel_vector == 1) != few_channels) continue;
+      launch.config = index;
+      launch.vector_input = problem.input_stride.c == 1 && config.channel_vector == 4;
+      int last_cols = 0;
+      for (int limit = config.pixels(); limit >= 1; limit /= 2) {
+        // Equal tiles: the same number of them, each as narrow as that allows.
+        const int cols = static_cast<int>(ceil_div(launch.bases_w, ceil_div(launch.bases_w, limit)));
+        if (cols == last_cols) continue;
+        last_cols = cols;
+        const int row_limit = static_cast<int>(std::min<int64_t>(launch.bases_h, config.pixels() / cols));
+        const int rows = static_cast<int>(ceil_div(launch.bases_h, ceil_div(launch.bases_h, row_limit)));
+        launch.cols = cols;
+        launch.rows = rows;
+        launch.images = static_cast<int>(std::min<int64_t>(problem.batch, config.pixels() / (rows * cols)));
+        consider_staging(launch);
+        if (rows > 1 && launch.images == 1) {
+          // A large filter or a small GPU may leave no room for the halo of a full tile.
+          launch.rows = static_cast<int>(ceil_div(rows, 2));
+          consider_staging(launch);
+        }
+      }
+    }
+  }
+};
+
+AxisPhases<int> narrow_phases(const Axis& axis) {
+  return make_axis_phases<int>(static_cast<int>(axis.stride), static_cast<int>(axis.dilation),
+                               static_cast<int>(axis.kernel));
+}
+
+bool plan_tile_simt(const Problem& problem, const DeviceLimits& device, TileSimtLaunch* launch) {
+  TileSimtLaunch start;
+  start.phases_h = narrow_phases(problem.h);
+  start.phases_w = narrow_phases(problem.w);
+  const auto base_of = [](const Axis& axis, int64_t output) { return (output + axis.padding) / axis.stride; };
+  start.first_base_h = static_cast<int>(base_of(problem.h, 0));
+  start.first_base_w = static_cast<int>(base_of(problem.w, 0));
+  start.bases_h = static_cast<int>(base_of(problem.h, problem.h.output - 1)) - start.first_base_h + 1;
+  start.bases_w = static_cast<int>(base_of(problem.w, problem.w.output - 1)) - start.first_base_w + 1;
+  TileSimtSearch search{problem, device, {}};
+  search.run(start);
+  if (search.best_cycles == std::numeric_limits<double>::infinity()) return false;
+  *launch = search.best;
+  return true;
+}
+
+// Neighbouring channels of an NHWC tensor lie in different groups when a group has few of them: a block that
+// computes one group would then read and write single elements far apart, and one thread per output does
+// better.
+bool groups_split_vectors(const Problem& p) {
+  return p.output_channels_last && p.groups > 1 && p.cout_per_group < 4;
+}
+
+}  // namespace
+
+const char* kernel_name(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kNone:
+      return "none";
+    case Kernel::kGeneric:
+      return "generic";
+    case Kernel::kTileSimt:
+      return "tile_simt";
+  }
+  return "unknown";
+}
+
+Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced) {
+  const std::string name = forced == nullptr ? "" : forced;
+  const bool force_generic = name == kernel_name(Kernel::kGeneric);
+  const bool force_tile_simt = name == kernel_name(Kernel::kTileSimt);
+  if (!name.empty() && !force_generic && !force_tile_simt) {
+    throw std::invalid_argument("CONVT_KERNEL must be generic or tile_simt, got " + name);
+  }
+
+  Plan plan;
+  if (problem.output_elements() == 0) return plan;
+  plan.kernel = Kernel::kGeneric;
+  if (force_generic) return plan;
+
+  const char* obstacle = tile_simt_obstacle(problem);
+  if (obstacle == nullptr && (force_tile_simt || !groups_split_vectors(problem))) {
+    if (plan_tile_simt(problem, device, &plan.tile_simt)) {
+      plan.kernel = Kernel::kTileSimt;
+    } else {
+      obstacle = "no tile with its halo fits in shared memory";
+    }
+  }
+  if (force_tile_simt && obstacle != nullptr) {
+    throw std::invalid_argument(std::string("CONVT_KERNEL=tile_simt cannot compute this problem: ") +
+                                obstacle);
+  }
+  return plan;
+}
+
+std::string describe(const Plan& plan) {
+  std::ostringstream line;
+  line << kernel_name(plan.kernel);
+  if (plan.kernel == Kernel::kTileSimt) {
+    const TileSimtLaunch& t = plan.tile_simt;
+    const TileSimtConfig& config = kTileSimtConfigs[t.config];
+    line << " couts=" << config.couts() << " pixels=" << config.pixels() << " tile=" << t.images << "x"
+         << t.rows << "x" << t.cols << " channels=" << t.channel_chunk << "x" << t.channel_chunks
+         << " taps=" << t.tap_chunk << " row_phases=" << t.row_phases << " workspace=" << t.workspace_bytes
+         << " threads=" << config.threads() << " shared=" << t.shared_bytes << " blocks=" << t.blocks();
+  }
+  return line.str();
+}
+
+bool has_code_for(const std::string& archs, int compute_capability) {
+  std::istringstream list(archs);
+  std::string arch;
+  while (list >> arch) {
+    const size_t plus = arch.find('+');
+    const bool ptx = plus != std::string::npos;
+    std::string number = arch.substr(0, plus);
+    const bool exact = !number.empty() && std::isalpha(static_cast<unsigned char>(number.back())) != 0;
+    if (exact) number.pop_back();
+    const size_t dot = number.find('.');
+    const int built = 10 * std::stoi(number.substr(0, dot)) + std::stoi(number.substr(dot + 1));
+    if (compute_capability == built) return true;
+    if (exact) continue;
+    if (ptx && compute_capability > built) return true;
+    if (compute_capability / 10 == built / 10 && compute_capability > built) return true;
+  }
+  return false;
+}
+
+}  // namespace convt
