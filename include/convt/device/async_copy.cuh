@@ -1,0 +1,24 @@
+// Copies from global to shared memory that do not pass through registers (cp.async, PTX ISA 9.7.9.25).
+#pragma once
+
+namespace convt {
+
+// Starts a copy of kBytes (4, 8 or 16) to shared memory; where `valid` is false, zeros are written and
+// `source` is not read.
+template <int kBytes>
+__device__ inline void copy_async(void* shared, const void* source, bool valid) {
+  const unsigned destination = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int read = valid ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(read));
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(source), "n"(kBytes),
+                 "r"(read));
+  }
+}
+
+// Waits until every copy that this thread has started is in shared memory. A barrier makes it visible to the
+// block.
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+}  // namespace convt

@@ -1,0 +1,24 @@
+// How the kernels are called. Each launches on `stream` of the current device and returns the launch's error;
+// none allocates, synchronises or keeps state.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "convt/plan.h"
+#include "convt/problem.h"
+
+namespace convt {
+
+cudaError_t launch_generic(const Problem& problem, cudaStream_t stream);
+
+// Writes launch.workspace_bytes to `workspace`; before launch_tile_simt_* when launch.packs_weights.
+cudaError_t launch_pack_weights(const Problem& problem, const TileSimtLaunch& launch, void* workspace,
+                                cudaStream_t stream);
+
+// The fp32 path, and the fp16 and bf16 paths. `workspace` holds the packed weight when launch.packs_weights.
+cudaError_t launch_tile_simt_fp32(const Problem& problem, const TileSimtLaunch& launch, const void* workspace,
+                                  cudaStream_t stream);
+cudaError_t launch_tile_simt_fp16(const Problem& problem, const TileSimtLaunch& launch, const void* workspace,
+                                  cudaStream_t stream);
+
+}  // namespace convt
