@@ -1,0 +1,16 @@
+"""Transposed 2-D convolution for NVIDIA GPUs, as one operator: ``torch.ops.convt.conv_transpose2d``.
+
+Importing the package loads the library and registers the operator with autograd, autocast, vmap and the compiler. A
+program that only runs inference, or has no Python, can load the library alone: see :func:`library_path`.
+"""
+
+from ._library import library_path, load_library
+
+load_library()
+
+from . import _registration as _registration  # noqa: E402  (needs the library; registers when imported)
+from .functional import conv_transpose2d, plan  # noqa: E402
+from .modules import ConvTranspose2d  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["ConvTranspose2d", "__version__", "conv_transpose2d", "library_path", "plan"]

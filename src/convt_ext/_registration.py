@@ -1,0 +1,185 @@
+"""What the operator does outside of plain inference: shapes without data, gradients, autocast and vmap.
+
+LibTorch's stable ABI has no autograd, so all of this is registered from Python. Importing the module registers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+
+from ._shapes import check_arguments, expand, is_channels_last
+
+_NAME = "convt::conv_transpose2d"
+_operator = torch.ops.convt.conv_transpose2d.default
+_library = torch.library.Library("convt", "IMPL")  # lives as long as the process, like the operator
+
+
+@torch.library.register_fake(_NAME)
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Tensor:
+    sizes = check_arguments(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return torch.empty(sizes, dtype=input.dtype, device=input.device, memory_format=layout)
+
+
+# ---------------------------------------------------------------- autograd
+
+
+def _pair(values: Sequence[int]) -> list[int]:
+    return expand("", values)
+
+
+class _Function(torch.autograd.function._SingleLevelFunction):
+    """The operator with its derivatives. Arguments are the keys left to dispatch to, then those of the operator.
+
+    Not a `torch.autograd.Function`: that one goes through the transforms of torch.func again, which the dispatcher has
+    done before it comes to the Autograd key.
+    """
+
+    @staticmethod
+    def forward(keys: Any, *args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return _operator.redispatch(keys, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, weight, bias, stride, padding, output_padding, groups, dilation = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.bias_sizes = None if bias is None else list(bias.shape)
+        ctx.geometry = stride, padding, output_padding, groups, dilation
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # aten's backward is differentiable itself, which gives the second derivatives.
+        x, weight = ctx.saved_tensors
+        stride, padding, output_padding, groups, dilation = ctx.geometry
+        batched = x.dim() == 4
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad if batched else grad.unsqueeze(0),
+            x if batched else x.unsqueeze(0),
+            weight,
+            ctx.bias_sizes,
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            True,  # transposed
+            _pair(output_padding),
+            groups,
+            list(ctx.needs_input_grad[1:4]),
+        )
+        if grad_x is not None and not batched:
+            grad_x = grad_x.squeeze(0)
+        return None, grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, keys: None, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
+        # The operator is linear in the input, in the weight and in the bias.
+        x, weight = ctx.saved_tensors
+        terms = []
+        if dx is not None:
+            terms.append(_operator(dx, weight, None, *ctx.geometry))
+        if dweight is not None:
+            terms.append(_operator(x, dweight, None, *ctx.geometry))
+        if dbias is not None:
+            terms.append(dbias.reshape(-1, 1, 1))
+        if len(terms) == 1 and dbias is not None:
+            terms.append(torch.zeros_like(_operator(x, weight, None, *ctx.geometry)))
+        return sum(terms[1:], start=terms[0])
+
+
+_DEFAULTS = (None, (1,), (0,), (0,), 1, (1,))  # of bias and the arguments after it
+
+
+def _complete(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns all eight arguments; the dispatcher leaves out trailing ones that have their defaults."""
+    return args + _DEFAULTS[len(args) - 2 :]
+
+
+def _autograd_kernel(keyset: Any, *args: Any) -> Tensor:
+    # `torch.library.register_autograd` would do but for two things: it drops forward-mode tangents without a word, and
+    # its bookkeeping costs a call that needs no gradient several microseconds.
+    keys = keyset & torch._C._after_autograd_keyset
+    needs_gradient = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+    if needs_gradient or torch.autograd.forward_ad._current_level >= 0:
+        with enable_single_level_autograd_function():
+            return _Function.apply(keys, *_complete(args))  # type: ignore[attr-defined]
+    with torch._C._AutoDispatchBelowAutograd():
+        return _operator.redispatch(keys, *args)
+
+
+_library.impl("conv_transpose2d", _autograd_kernel, "Autograd", with_keyset=True)
+
+
+# ---------------------------------------------------------------- autocast
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    """Runs the operator in the autocast dtype that is current when it is called.
+
+    `torch.library.register_autocast` fixes the dtype at registration, which would ignore ``torch.autocast(dtype=...)``.
+    """
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        # As torch's own autocast: float64 and tensors of other devices are left alone.
+        if tensor is None or tensor.device.type != device_type or not tensor.is_floating_point():
+            return tensor
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    def kernel(input: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return _operator(cast(input, dtype), cast(weight, dtype), cast(bias, dtype), *geometry)
+
+    _library.impl("conv_transpose2d", kernel, key)
+
+
+_register_autocast("cuda", "AutocastCUDA")
+_register_autocast("cpu", "AutocastCPU")
+
+
+# ---------------------------------------------------------------- vmap
+
+
+def _lead(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Returns `tensor` with its mapped dimension in front; an unmapped one is repeated without a copy."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
+    input, weight, bias, stride, padding, output_padding, groups, dilation = _complete(args)
+    input_dim, weight_dim, bias_dim = (*in_dims, None)[:3]
+    call: Callable[..., Tensor] = _operator
+    size = info.batch_size
+    x = _lead(input, input_dim, size)
+    batched = x.dim() == 5
+    if weight_dim is None and bias_dim is None:
+        # More images.
+        images = x.flatten(0, 1) if batched else x
+        y = call(images, weight, bias, stride, padding, output_padding, groups, dilation)
+        return (
+            y.unflatten(0, (size, -1)) if batched and x.shape[1] != 0 else y.reshape(*x.shape[:-3], *y.shape[1:])
+        ), 0
+    # More groups, one block of them for each mapped weight.
+    w = _lead(weight, weight_dim, size).flatten(0, 1)
+    b = None if bias is None else _lead(bias, bias_dim, size).flatten()
+    stacked = x.movedim(0, 1).flatten(1, 2) if batched else x.flatten(0, 1)
+    y = call(stacked, w, b, stride, padding, output_padding, groups * size, dilation)
+    return (y.unflatten(1, (size, -1)).movedim(1, 0) if batched else y.unflatten(0, (size, -1))), 0
+
+
+torch.library.register_vmap(_NAME, _vmap)

@@ -1,0 +1,105 @@
+"""The report that ``python -m convt_ext`` prints: what is installed, what is in force, and whether it works."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import __version__, functional
+from ._library import library_path
+
+# The largest allowed error of an fp32-accumulated sum, relative to the sum of the products' magnitudes.
+_SUM_ERROR = 1e-6
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One small problem of the self-check: shapes as in `conv_transpose2d`."""
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    geometry: dict[str, int]
+
+
+_PROBES = (
+    _Probe((2, 16, 9, 11), (16, 8, 4, 4), {"stride": 2, "padding": 1}),
+    _Probe((1, 6, 7, 5), (6, 5, 3, 3), {"stride": 3, "dilation": 2, "output_padding": 1, "groups": 3}),
+    _Probe((3, 8, 1, 33), (8, 1, 1, 16), {"stride": 8, "groups": 8}),
+)
+
+
+def _check(probe: _Probe, device: str, dtype: torch.dtype, layout: torch.memory_format) -> tuple[bool, float, str]:
+    """Returns whether a probe is accurate, its error as a share of the allowed one, and the kernel that ran."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(probe.input, generator=generator).to(device, dtype).contiguous(memory_format=layout)
+    weight = torch.randn(probe.weight, generator=generator).to(device, dtype)
+    bias = torch.randn(probe.weight[1] * probe.geometry.get("groups", 1), generator=generator).to(device, dtype)
+    result = functional.conv_transpose2d(x, weight, bias, **probe.geometry).cpu().double()
+
+    exact = [tensor.cpu().double() for tensor in (x, weight, bias)]
+    torch_operator: Callable[..., Tensor] = torch.nn.functional.conv_transpose2d
+    reference = torch_operator(*exact, **probe.geometry)
+    magnitude = torch_operator(*(tensor.abs() for tensor in exact), **probe.geometry)
+    rounding = torch.finfo(dtype).eps / 2
+    # On the CPU torch sums 16-bit types in 16 bits in places.
+    sum_error = max(_SUM_ERROR, 8 * rounding) if device == "cpu" and dtype.itemsize == 2 else _SUM_ERROR
+    allowed = sum_error * magnitude + rounding * reference.abs() * 1.01
+    share = float(((result - reference).abs() / allowed).max())
+    kernel = functional.plan(x, weight, bias, **probe.geometry).split()[0]
+    return share <= 1.0, share, kernel
+
+
+def _self_check(device: str) -> Iterator[tuple[bool, str]]:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            results = [_check(probe, device, dtype, layout) for probe in _PROBES]
+            passed = all(ok for ok, _, _ in results)
+            worst = max(share for _, share, _ in results)
+            kernels = ", ".join(sorted({kernel for _, _, kernel in results}))
+            names = f"{str(dtype).removeprefix('torch.'):9} {str(layout).removeprefix('torch.'):17}"
+            verdict = "pass" if passed else "FAIL"
+            yield passed, f"  {verdict}  {device:6} {names} error {worst:5.2f} of the allowed   ({kernels})"
+
+
+def _devices() -> list[str]:
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
+def report() -> bool:
+    """Prints the report to standard output.
+
+    Returns:
+        True if every self-check passed.
+    """
+    info = json.loads(torch.ops.convt._info())
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    print(f"convt_ext {__version__}   library {library_path()}")
+    print(
+        f"  built with nvcc {info['nvcc']} for GPU architectures {info['archs']}; torch ABI {info['torch_abi_target']}"
+    )
+    print(f"Python {platform.python_version()}   torch {torch.__version__} ({cuda})")
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        print(f"GPU {index}: {torch.cuda.get_device_name(index)} (compute capability {major}.{minor})")
+    if torch.cuda.device_count() == 0:
+        print("GPU: none visible to torch; the operator runs on the CPU through aten")
+    print(f"fp32: computed in {info['fp32'].upper()}; torch's TF32 flag for convolutions: {info['tf32_flag']}")
+    if info["tf32_flag"] == "unreadable":
+        print("  (this torch does not tell its TF32 flag, so TF32 is never used)")
+    print("Self-check against float64:")
+    passed = True
+    for device in _devices():
+        try:
+            for ok, line in _self_check(device):
+                passed &= ok
+                print(line)
+        except RuntimeError as error:
+            passed = False
+            print(f"  FAIL  {device:6} {error}")
+    print("pass" if passed else "FAIL")
+    return passed

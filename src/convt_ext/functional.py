@@ -1,0 +1,87 @@
+"""The operator as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_operator = torch.ops.convt.conv_transpose2d.default
+
+
+def _autograd_is_idle() -> bool:
+    """Whether neither direction of automatic differentiation can want anything of a call made now."""
+    return not (
+        torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0 or torch.compiler.is_compiling()
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Computes what :func:`torch.nn.functional.conv_transpose2d` computes.
+
+    Args:
+        input: [N, Cin, H, W] or [Cin, H, W]; float16, bfloat16, float32 or float64; any strides.
+        weight: [Cin, Cout / groups, KH, KW]; dtype and device of `input`.
+        bias: [Cout], or None; dtype and device of `input`.
+        stride: output pixels between two input pixels, along H and W.
+        padding: output pixels cropped on each side.
+        output_padding: output pixels added at the bottom and right; below stride or dilation.
+        groups: number of blocks into which input and output channels are divided.
+        dilation: output pixels between two taps of the filter.
+
+    Returns:
+        [N, Cout, OH, OW], or [Cout, OH, OW] for a 3-D input, with
+        ``OH = (H - 1) * stride - 2 * padding + dilation * (KH - 1) + output_padding + 1`` and OW likewise. It is
+        channels_last if `input` is, else contiguous.
+
+    Raises:
+        RuntimeError: an argument is not valid; the message names it, its value and what was expected.
+
+    Example:
+        >>> import torch, convt_ext
+        >>> x, w = torch.randn(8, 64, 32, 32), torch.randn(64, 32, 4, 4)
+        >>> convt_ext.conv_transpose2d(x, w, stride=2, padding=1).shape
+        torch.Size([8, 32, 64, 64])
+    """
+    if _autograd_is_idle():
+        # Autograd is registered in Python; going below it saves the two crossings between C++ and Python that it costs.
+        with torch._C._AutoDispatchBelowAutograd():
+            return _operator(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _operator(input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def plan(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> str:
+    """Tells which kernel :func:`conv_transpose2d` would run on these arguments, without running it.
+
+    Returns:
+        One line: the kernel's name ("aten" on the CPU), then its configuration as key=value pairs. The text is for
+        people and may change.
+
+    Raises:
+        RuntimeError: as :func:`conv_transpose2d`.
+
+    Example:
+        >>> import torch, convt_ext
+        >>> convt_ext.plan(torch.randn(1, 3, 8, 8), torch.randn(3, 3, 2, 2), stride=2)
+        'aten'
+    """
+    return torch.ops.convt._plan(input, weight, bias, stride, padding, output_padding, groups, dilation)
