@@ -1,0 +1,1 @@
+"""Benchmarks of convt_ext: the case table, the roofline, the runner and the report."""
