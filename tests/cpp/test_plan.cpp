@@ -1,0 +1,305 @@
+// The plan: which kernel it chooses, that its launches cover every output and stay within the device's
+// limits, and which GPUs a library has code for.
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <random>
+#include <stdexcept>
+#include <string>
+
+#include "check.h"
+#include "convt/plan.h"
+
+namespace {
+
+using convt::Axis;
+using convt::DeviceLimits;
+using convt::DType;
+using convt::Kernel;
+using convt::Plan;
+using convt::Problem;
+
+struct Device {
+  const char* name;
+  DeviceLimits limits;
+};
+
+// Of the CUDA programming guide's table of compute capabilities.
+const Device kDevices[] = {
+    {"A100", {80, 108, 163 << 10, 164 << 10}},  {"RTX 3090", {86, 82, 99 << 10, 100 << 10}},
+    {"L4", {89, 58, 99 << 10, 100 << 10}},      {"H100", {90, 132, 227 << 10, 228 << 10}},
+    {"B200", {100, 148, 227 << 10, 228 << 10}}, {"RTX 5090", {120, 170, 99 << 10, 100 << 10}},
+};
+const DeviceLimits& kH100 = kDevices[3].limits;
+
+Axis make_axis(int64_t input, int64_t kernel, int64_t stride, int64_t padding = 0, int64_t output_padding = 0,
+               int64_t dilation = 1) {
+  Axis axis;
+  axis.input = input;
+  axis.kernel = kernel;
+  axis.stride = stride;
+  axis.padding = padding;
+  axis.output_padding = output_padding;
+  axis.dilation = dilation;
+  axis.output = axis.full_output();
+  return axis;
+}
+
+Problem make_problem(DType dtype, int64_t batch, int64_t cin, int64_t cout, Axis h, Axis w,
+                     int64_t groups = 1, bool channels_last = false) {
+  Problem p;
+  p.dtype = dtype;
+  p.batch = batch;
+  p.groups = groups;
+  p.cin_per_group = cin / groups;
+  p.cout_per_group = cout / groups;
+  p.h = h;
+  p.w = w;
+  p.output_channels_last = channels_last;
+  if (channels_last) {
+    p.input_stride = {h.input * w.input * cin, 1, w.input * cin, cin};
+  } else {
+    p.input_stride = {cin * h.input * w.input, h.input * w.input, w.input, 1};
+  }
+  p.weight_stride = {p.cout_per_group * h.kernel * w.kernel, h.kernel * w.kernel, w.kernel, 1};
+  return p;
+}
+
+std::string describe(const Problem& p) {
+  std::string text = "batch " + std::to_string(p.batch) + ", groups " + std::to_string(p.groups) +
+                     ", channels " + std::to_string(p.cin()) + " to " + std::to_string(p.cout());
+  for (const Axis* axis : {&p.h, &p.w}) {
+    text += ", input " + std::to_string(axis->input) + " kernel " + std::to_string(axis->kernel) +
+            " stride " + std::to_string(axis->stride) + " padding " + std::to_string(axis->padding) +
+            " dilation " + std::to_string(axis->dilation);
+  }
+  return text;
+}
+
+void check_bases(const Axis& axis, int first_base, int bases, const std::string& context) {
+  const auto base_of = [&](int64_t output) { return (output + axis.padding) / axis.stride; };
+  CHECK(first_base == base_of(0), context);
+  CHECK(first_base + bases - 1 == base_of(axis.output - 1), context);
+}
+
+// Every output is computed by exactly one block, and every product by that block.
+void check_coverage(const Problem& p, const convt::TileSimtLaunch& launch, const std::string& context) {
+  const convt::TileSimtConfig& config = convt::kTileSimtConfigs[launch.config];
+  check_bases(p.h, launch.first_base_h, launch.bases_h, context);
+  check_bases(p.w, launch.first_base_w, launch.bases_w, context);
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  covers(launch.tiles_cout, config.couts(), p.cout_per_group);
+  covers(launch.tiles_w, launch.cols, launch.bases_w);
+  covers(launch.tiles_h, launch.rows, launch.bases_h);
+  covers(launch.tiles_n, launch.images, p.batch);
+  covers(launch.row_phase_splits, launch.row_phases, p.h.stride);
+  covers(launch.channel_chunks, launch.channel_chunk, p.cin_per_group);
+  CHECK(launch.groups == p.groups, context);
+  CHECK(launch.images * launch.rows * launch.cols <= config.pixels(), context);
+  CHECK(launch.tap_chunk >= 1 && launch.tap_chunk <= p.h.kernel * p.w.kernel, context);
+  CHECK(launch.phases_h.stride == p.h.stride && launch.phases_w.stride == p.w.stride, context);
+  CHECK(launch.phases_h.dilation == p.h.dilation && launch.phases_w.dilation == p.w.dilation, context);
+  CHECK(launch.phases_h.kernel == p.h.kernel && launch.phases_w.kernel == p.w.kernel, context);
+}
+
+void check_limits(const Problem& p, const convt::TileSimtLaunch& launch, const DeviceLimits& device,
+                  const std::string& context) {
+  const convt::TileSimtConfig& config = convt::kTileSimtConfigs[launch.config];
+  const auto shared = convt::tile_simt_shared(
+      launch, config.couts(), static_cast<int>(convt::element_size(p.dtype)), p.output_channels_last);
+  CHECK(shared.bytes == launch.shared_bytes, context);
+  CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+  CHECK(shared.input_offset % 16 == 0 && shared.weights_offset % 16 == 0 && shared.output_offset % 16 == 0,
+        context);
+  CHECK(shared.plane % 2 == 1, context);
+  CHECK(shared.halo_h == convt::largest_shift(launch.phases_h), context);
+  CHECK(launch.blocks() >= 1 && launch.blocks() <= 2147483647, context);
+  CHECK(launch.channel_chunk % config.channel_vector == 0, context);
+  CHECK(!launch.vector_input || (p.input_stride.c == 1 && config.channel_vector > 1), context);
+  CHECK(p.h.kernel * p.w.kernel <= convt::kTileSimtMaxTaps, context);
+}
+
+void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
+                const std::string& context) {
+  const Plan plan = convt::make_plan(p, device, forced);
+  if (plan.kernel != Kernel::kTileSimt) return;
+  check_coverage(p, plan.tile_simt, context);
+  check_limits(p, plan.tile_simt, device, context);
+}
+
+// The compiled tile shapes make sense.
+void test_configurations() {
+  for (const convt::TileSimtConfig& config : convt::kTileSimtConfigs) {
+    const std::string context =
+        "couts " + std::to_string(config.couts()) + ", pixels " + std::to_string(config.pixels());
+    CHECK(config.threads() >= 32 && config.threads() <= 1024, context);
+    CHECK(config.threads() * config.min_blocks <= 2048, context);
+    CHECK(config.lanes_cout * config.lanes_pixel() == 32, context);
+    CHECK(config.couts_per_thread == 1 || config.couts_per_thread % 4 == 0, context);
+    CHECK(config.channel_vector == 1 || config.channel_vector == 4, context);
+  }
+}
+
+void test_typical_problems() {
+  const Axis k4s2 = make_axis(16, 4, 2, 1), k3s1 = make_axis(512, 3, 1), k2s2 = make_axis(64, 2, 2);
+  const struct {
+    const char* name;
+    Problem problem;
+  } typical[] = {
+      {"dcgan", make_problem(DType::kFloat32, 128, 128, 64, k4s2, k4s2)},
+      {"dcgan, one pixel",
+       make_problem(DType::kFloat16, 128, 100, 512, make_axis(1, 4, 1), make_axis(1, 4, 1))},
+      {"unet", make_problem(DType::kFloat16, 8, 128, 64, k2s2, k2s2, 1, true)},
+      {"kb65", make_problem(DType::kBFloat16, 8, 64, 64, k3s1, make_axis(512, 7, 1))},
+      {"hifigan", make_problem(DType::kFloat32, 16, 512, 256, make_axis(1, 1, 1), make_axis(400, 16, 8, 4))},
+      {"to an image", make_problem(DType::kFloat32, 16, 128, 3, k4s2, k4s2)},
+      {"from an image", make_problem(DType::kFloat32, 2, 3, 32, k4s2, k4s2)},
+      {"depthwise", make_problem(DType::kFloat32, 32, 256, 256, k4s2, k4s2, 256)},
+      {"dilated", make_problem(DType::kFloat16, 16, 32, 64, make_axis(64, 3, 5, 1, 0, 2),
+                               make_axis(128, 3, 5, 1, 0, 2))},
+  };
+  for (const auto& [name, problem] : typical) {
+    for (const Device& device : kDevices) {
+      const std::string context = std::string(name) + " on " + device.name;
+      CHECK(convt::make_plan(problem, device.limits, nullptr).kernel == Kernel::kTileSimt, context);
+      check_plan(problem, device.limits, nullptr, context);
+    }
+  }
+}
+
+void test_generic_is_the_last_resort() {
+  const Axis a = make_axis(16, 4, 2, 1);
+  const Problem impossible[] = {
+      make_problem(DType::kFloat64, 2, 8, 8, a, a),
+      make_problem(DType::kFloat32, 2, 8, 8, make_axis(3, 33, 1), make_axis(3, 32, 1)),
+      make_problem(DType::kFloat32, 2, 8, 8, make_axis(3, int64_t{1} << 40, 1), a),
+      make_problem(DType::kFloat16, 1, 1, 1, make_axis(2, 1, 257), a),
+      make_problem(DType::kFloat16, 1, 1, 1, make_axis(1, 1, 2147483647), a),
+      make_problem(DType::kFloat16, 1, 1, 1, make_axis(1, 2, 1, 0, 0, 2147483647), a),
+      make_problem(DType::kFloat16, 1, 1, 1, a, make_axis(int64_t{1} << 31, 1, 1)),
+      make_problem(DType::kFloat32, 1, 4, 4, a,
+                   make_axis(2000000, 2, 1, 0, 0, 1000000)),  // a halo beyond any memory
+  };
+  for (const Problem& p : impossible) {
+    for (const Device& device : kDevices) {
+      const std::string context = describe(p) + " on " + device.name;
+      CHECK(convt::make_plan(p, device.limits, nullptr).kernel == Kernel::kGeneric, context);
+      CHECK(convt::make_plan(p, device.limits, "generic").kernel == Kernel::kGeneric, context);
+      std::string message;
+      try {
+        convt::make_plan(p, device.limits, "tile_simt");
+      } catch (const std::invalid_argument& error) {
+        message = error.what();
+      }
+      CHECK(message.rfind("CONVT_KERNEL=tile_simt cannot compute this problem: ", 0) == 0,
+            context + ": " + message);
+    }
+  }
+}
+
+void test_empty_output() {
+  const Axis a = make_axis(16, 4, 2, 1);
+  const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
+  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "tile_simt"}) {
+    CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
+          forced == nullptr ? "not forced" : forced);
+  }
+}
+
+void test_forced_kernels() {
+  const Axis a = make_axis(16, 4, 2, 1);
+  for (const bool channels_last : {false, true}) {
+    for (const int64_t groups : {int64_t{1}, int64_t{8}}) {
+      const Problem p = make_problem(DType::kFloat16, 2, 8, 8, a, a, groups, channels_last);
+      CHECK(convt::make_plan(p, kH100, "generic").kernel == Kernel::kGeneric, describe(p));
+      CHECK(convt::make_plan(p, kH100, "tile_simt").kernel == Kernel::kTileSimt, describe(p));
+      check_plan(p, kH100, "tile_simt", describe(p));
+    }
+  }
+  std::string message;
+  try {
+    convt::make_plan(make_problem(DType::kFloat32, 2, 8, 8, a, a), kH100, "Generic");
+  } catch (const std::invalid_argument& error) {
+    message = error.what();
+  }
+  CHECK(message == "CONVT_KERNEL must be generic or tile_simt, got Generic", message);
+}
+
+void test_random_problems() {
+  std::mt19937_64 random(7);
+  const auto draw = [&](int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
+  };
+  const auto draw_axis = [&] {
+    const int64_t stride = draw(1, 8), dilation = draw(1, 4), kernel = draw(1, 7);
+    // Sizes over several decades.
+    const int64_t input = static_cast<int64_t>(std::pow(10.0, static_cast<double>(draw(0, 350)) / 100.0));
+    const int64_t full = (input - 1) * stride + dilation * (kernel - 1) + 1;
+    return make_axis(input, kernel, stride, draw(0, (full - 1) / 2), draw(0, std::max(stride, dilation) - 1),
+                     dilation);
+  };
+  int tiled = 0;
+  constexpr int kProblems = 1500;
+  for (int trial = 0; trial < kProblems; ++trial) {
+    const int64_t groups = draw(0, 3) == 0 ? draw(2, 40) : 1;
+    const DType dtype = draw(0, 1) == 0 ? DType::kFloat32 : DType::kBFloat16;
+    const Problem p = make_problem(dtype, draw(1, 200), groups * draw(1, 300), groups * draw(1, 300),
+                                   draw_axis(), draw_axis(), groups, draw(0, 1) == 0);
+    const Device& device = kDevices[draw(0, 5)];
+    const std::string context = describe(p) + " on " + device.name;
+    const Plan plan = convt::make_plan(p, device.limits, nullptr);
+    tiled += plan.kernel == Kernel::kTileSimt;
+    check_plan(p, device.limits, nullptr, context);
+    // The same problem has the same plan.
+    CHECK(convt::describe(plan) == convt::describe(convt::make_plan(p, device.limits, nullptr)), context);
+  }
+  CHECK(tiled > kProblems / 2, std::to_string(tiled));
+}
+
+void test_description() {
+  const Axis a = make_axis(16, 4, 2, 1);
+  const Problem p = make_problem(DType::kFloat32, 2, 8, 8, a, a);
+  CHECK(convt::describe(convt::make_plan(p, kH100, "generic")) == "generic", "");
+  const std::string line = convt::describe(convt::make_plan(p, kH100, "tile_simt"));
+  CHECK(line.rfind("tile_simt ", 0) == 0, line);
+  CHECK(line.find('\n') == std::string::npos, line);
+  CHECK(line.find(" shared=") != std::string::npos && line.find(" blocks=") != std::string::npos, line);
+}
+
+void test_architectures() {
+  const std::string wheel = "8.0 8.6 8.9 9.0a 10.0 12.0+PTX";
+  const struct {
+    const char* archs;
+    int compute_capability;
+    bool expected;
+  } cases[] = {
+      {wheel.c_str(), 75, false}, {wheel.c_str(), 80, true},  {wheel.c_str(), 86, true},
+      {wheel.c_str(), 87, true},  {wheel.c_str(), 89, true},  {wheel.c_str(), 90, true},
+      {wheel.c_str(), 100, true}, {wheel.c_str(), 103, true}, {wheel.c_str(), 110, false},
+      {wheel.c_str(), 120, true}, {wheel.c_str(), 121, true}, {wheel.c_str(), 130, true},
+      {"8.6", 80, false},         {"8.6", 89, true},          {"8.6", 90, false},
+      {"9.0a", 90, true},         {"9.0a", 91, false},        {"9.0a", 100, false},
+      {"9.0a", 89, false},        {"8.0+PTX", 90, true},      {"8.0+PTX", 75, false},
+      {"10.0", 103, true},        {"10.0", 110, false},       {"", 90, false},
+  };
+  for (const auto& [archs, compute_capability, expected] : cases) {
+    CHECK(convt::has_code_for(archs, compute_capability) == expected,
+          std::string(archs) + " for " + std::to_string(compute_capability));
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_configurations();
+  test_typical_problems();
+  test_generic_is_the_last_resort();
+  test_empty_output();
+  test_forced_kernels();
+  test_random_problems();
+  test_description();
+  test_architectures();
+  return check::result();
+}

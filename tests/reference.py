@@ -1,0 +1,245 @@
+"""The float64 reference, the accuracy promise and the inputs that every test shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CUDA_KERNELS = ("generic", "tile_simt")
+NEEDS_CUDA = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a CPU build of torch"),
+)
+# The reference of a problem with more products than this is computed on the tensor's own device.
+_PRODUCTS_ON_HOST = 2**30
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a test runs: a device type, and the kernel that CONVT_KERNEL forces, if any."""
+
+    device: str
+    kernel: str | None = None
+
+    def __str__(self) -> str:
+        return self.device if self.kernel is None else f"{self.device}-{self.kernel}"
+
+
+CUDA_TARGETS = tuple(pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in (None, *CUDA_KERNELS))
+TARGETS = (Target("cpu"), *CUDA_TARGETS)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One transposed convolution without its data; `input` is [N, Cin, H, W], or [Cin, H, W] for an unbatched one."""
+
+    name: str
+    input: tuple[int, ...]
+    cout: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    output_padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = True
+
+    @property
+    def weight(self) -> tuple[int, int, int, int]:
+        return (self.input[-3], self.cout // self.groups, *self.kernel)
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The shape that the documentation of torch.nn.ConvTranspose2d gives."""
+        sides = [
+            (self.input[axis - 2] - 1) * self.stride[axis]
+            - 2 * self.padding[axis]
+            + self.dilation[axis] * (self.kernel[axis] - 1)
+            + self.output_padding[axis]
+            + 1
+            for axis in (0, 1)
+        ]
+        return (*self.input[:-3], self.cout, *sides)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments after bias, as torch.nn.functional.conv_transpose2d takes them."""
+        return {
+            "stride": list(self.stride),
+            "padding": list(self.padding),
+            "output_padding": list(self.output_padding),
+            "groups": self.groups,
+            "dilation": list(self.dilation),
+        }
+
+    def tensors(
+        self, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input, weight and bias on a fixed seed; outputs are of the order of one."""
+        terms = self.weight[0] // self.groups * self.kernel[0] * self.kernel[1]
+        x = random_tensor(self.input, dtype, device, seed)
+        w = random_tensor(self.weight, dtype, device, seed + 1, scale=terms**-0.5)
+        return x, w, random_tensor((self.cout,), dtype, device, seed + 2) if self.bias else None
+
+
+def random_tensor(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0, scale: float = 1.0
+) -> Tensor:
+    """Normal numbers drawn on the CPU, so that every device gets the same ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).to(device)
+
+
+def _embed(x: Tensor, view: Callable[[Tensor], Tensor], shape: list[int]) -> Tensor:
+    """Puts the values of x into a view of a larger tensor, the rest of which is NaN, so that a stray read shows."""
+    storage = torch.full(shape, float("nan"), dtype=x.dtype, device=x.device)
+    out = view(storage)
+    out.copy_(x)
+    return out
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """NHWC memory; an unbatched tensor gets the HWC memory of one image."""
+    return x.clone(memory_format=torch.channels_last) if x.dim() == 4 else _channels_last(x[None])[0]
+
+
+def _sliced(x: Tensor) -> Tensor:
+    """A window of larger images: odd offset, rows with a gap."""
+    h, w = x.shape[-2:]
+    return _embed(x, lambda s: s[..., 1 : 1 + h, 3 : 3 + w], [*x.shape[:-2], h + 3, w + 5])
+
+
+def _strided(x: Tensor) -> Tensor:
+    """Every second row and every third column of larger images."""
+    h, w = x.shape[-2:]
+    return _embed(x, lambda s: s[..., ::2, ::3][..., :h, :w], [*x.shape[:-2], 2 * h, 3 * w])
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """Height runs fastest in memory."""
+    return x.mT.contiguous().mT
+
+
+def _channels_sliced(x: Tensor) -> Tensor:
+    """Some channels of channels_last images: strides like channels_last, with gaps between pixels."""
+    c, h, w = x.shape[-3:]
+    return _embed(x, lambda s: s[..., 1 : 1 + c].movedim(-1, -3), [*x.shape[:-3], h, w, c + 2])
+
+
+def _expanded(x: Tensor) -> Tensor:
+    """Zero strides: every row of an image is its first one, every channel the first channel."""
+    return x[..., :1, :1, :].expand(x.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": _contiguous,
+    "channels_last": _channels_last,
+    "sliced": _sliced,
+    "strided": _strided,
+    "transposed": _transposed,
+    "channels_sliced": _channels_sliced,
+    "expanded": _expanded,
+}
+
+
+def reference(x: Tensor, w: Tensor, b: Tensor | None, **arguments: Any) -> tuple[Tensor, Tensor]:
+    """The float64 result, and the float64 sum of the magnitudes of the terms behind each of its elements."""
+    products = x.numel() * (w.numel() // max(w.shape[0], 1))
+    device = x.device if x.is_cuda and products > _PRODUCTS_ON_HOST else torch.device("cpu")
+    x, w = x.detach().to(device, torch.float64).contiguous(), w.detach().to(device, torch.float64).contiguous()
+    b = None if b is None else b.detach().to(device, torch.float64)
+    expected = F.conv_transpose2d(x, w, b, **arguments)
+    magnitude = F.conv_transpose2d(x.abs(), w.abs(), None if b is None else b.abs(), **arguments)
+    return expected, magnitude
+
+
+def tolerance(dtype: torch.dtype, expected: Tensor, magnitude: Tensor, taps: int, device_type: str) -> Tensor:
+    """The promised bound on the error of each element.
+
+    float32 is computed in IEEE arithmetic; the half types are one rounding of a sum accumulated in float32. On the CPU
+    the op is PyTorch's own, which adds the taps in the half type: one rounding for each of them, one for the channel
+    sum and one for the bias.
+    """
+    info = torch.finfo(dtype)
+    subnormal = info.smallest_normal * info.eps
+    if dtype == torch.float64:
+        return 1e-13 * magnitude + subnormal
+    if dtype == torch.float32:
+        # Each product and each sum may lose half of the smallest subnormal number.
+        return 1e-6 * magnitude + 4096 * subnormal
+    if device_type == "cpu":
+        return info.eps / 2 * 1.01 * (taps + 2) * (magnitude + info.smallest_normal)
+    return info.eps / 2 * 1.01 * expected.abs() + 1e-6 * magnitude + subnormal
+
+
+def assert_accurate(
+    actual: Tensor, x: Tensor, w: Tensor, b: Tensor | None, context: str = "", **arguments: Any
+) -> None:
+    """Checks shape, dtype, device, strides and, element by element, the promised accuracy; all inputs finite."""
+    expected, magnitude = reference(x, w, b, **arguments)
+    assert actual.shape == expected.shape, f"{context}: shape {list(actual.shape)}, expected {list(expected.shape)}"
+    assert (actual.dtype, actual.device) == (x.dtype, x.device), f"{context}: {actual.dtype} on {actual.device}"
+    assert_promised_strides(actual, x, context)
+    got = actual.detach().to(expected.device, torch.float64)
+    bound = tolerance(x.dtype, expected, magnitude, w.shape[2] * w.shape[3], x.device.type)
+    bad = ~((got - expected).abs() <= bound)  # written so that NaN is bad
+    if bad.any():
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        share = ((got - expected).abs() / bound).nan_to_num(float("inf")).max().item()
+        raise AssertionError(
+            f"{context}: {int(bad.sum())} of {bad.numel()} elements beyond the bound (at worst {share:.3g} times it); "
+            f"first at {first}: got {got[first].item():.9g}, expected {expected[first].item():.9g} "
+            f"+- {bound[first].item():.3g}"
+        )
+
+
+def suggests_channels_last(x: Tensor) -> bool:
+    """The rule of torch's Tensor::suggest_memory_format, from c10/core/MemoryFormat.h."""
+    if x.dim() != 4 or x.stride(1) == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        size, stride = x.shape[axis], x.stride(axis)
+        if size == 0 or stride < least:
+            return False
+        if axis == 0 and least == x.stride(1):  # N111 and the like: read as contiguous
+            return False
+        least = stride * size if size > 1 else stride
+    return True
+
+
+def promised_strides(output_shape: tuple[int, ...], x: Tensor) -> tuple[int, ...]:
+    """Strides of a dense output: channels_last exactly when torch suggests that format for the input."""
+    memory_format = torch.channels_last if suggests_channels_last(x) else torch.contiguous_format
+    return torch.empty(output_shape, device="meta", memory_format=memory_format).stride()
+
+
+def assert_promised_strides(output: Tensor, x: Tensor, context: str = "") -> None:
+    expected = promised_strides(tuple(output.shape), x)
+    assert output.stride() == expected, (
+        f"{context}: output strides {output.stride()}, promised {expected} "
+        f"for input {list(x.shape)} with strides {x.stride()}"
+    )
+
+
+def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> None:
+    """Leaves NaN in the blocks that CUDA's caching allocator hands out next, so that an unwritten output shows."""
+    if torch.device(device).type != "cuda":
+        return
+    count = 1
+    for side in shape:
+        count *= side
+    # All bits set is NaN in each of the four dtypes.
+    blocks = [torch.full((count * dtype.itemsize,), 255, dtype=torch.uint8, device=device) for _ in range(3)]
+    del blocks

@@ -1,0 +1,430 @@
+"""The parts of benchmarks/ that need no GPU: counts, floors, the report, merging."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import convt_ext
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import accuracy, overhead, report, roofline, run, timing
+from benchmarks.cases import CASES, Case, select
+from benchmarks.report import Results, Row
+
+H100 = roofline.RATES["NVIDIA H100 80GB HBM3"]
+
+
+def small_case(**changes: object) -> Case:
+    values: dict[str, object] = {
+        "name": "small",
+        "batch": 2,
+        "cin": 4,
+        "cout": 6,
+        "height": 3,
+        "width": 5,
+        "kernel": (3, 2),
+        "stride": (2, 3),
+        "padding": (1, 2),
+        "output_padding": (1, 0),
+        "dilation": (1, 2),
+        "groups": 2,
+    }
+    return Case(**(values | changes))  # type: ignore[arg-type]
+
+
+SMALL = [
+    small_case(),
+    small_case(padding=(0, 0), groups=1),
+    small_case(stride=(1, 1), padding=(2, 1), output_padding=(0, 1), dilation=(2, 2)),
+    small_case(kernel=(4, 4), stride=(2, 2), padding=(3, 1), output_padding=(0, 0), dilation=(1, 1)),
+    small_case(height=1, width=1, kernel=(1, 5), stride=(5, 4), padding=(0, 0), output_padding=(0, 3)),
+]
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_output_size_is_torchs(case: Case) -> None:
+    output = F.conv_transpose2d(
+        torch.zeros(case.input_shape()), torch.zeros(case.weight_shape()), None, *case.arguments()
+    )
+    assert tuple(output.shape) == case.output_shape()
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_macs_are_the_products_that_land_in_the_output(case: Case) -> None:
+    # A sum of ones counts them: every product of one pixel, one tap and one channel adds one to some output.
+    output = F.conv_transpose2d(
+        torch.ones(case.input_shape()), torch.ones(case.weight_shape()), None, *case.arguments()
+    )
+    assert case.macs() == int(output.sum())
+    assert case.macs() <= case.gemm_macs()
+
+
+def test_gemm_macs_are_the_macs_where_nothing_is_cropped() -> None:
+    case = small_case(padding=(0, 0))
+    assert case.gemm_macs() == case.macs() == 2 * 4 * 3 * (3 * 5) * (3 * 2)
+
+
+def test_bytes_count_each_element_once() -> None:
+    case = small_case()
+    elements = 2 * 4 * 3 * 5 + 4 * 3 * 3 * 2 + 2 * 6 * case.output_size()[0] * case.output_size()[1]
+    assert case.bytes(torch.float32) == 4 * elements
+    assert case.bytes(torch.float16) == 2 * elements
+
+
+def test_cases_are_valid_and_distinct() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+    for case in CASES:
+        assert case.cin % case.groups == case.cout % case.groups == 0
+        assert min(case.output_size()) > 0
+
+
+def test_select_keeps_table_order_and_refuses_unknown_names() -> None:
+    assert [case.name for case in select(["kb75", "kb57"])] == ["kb57", "kb75"]
+    assert select([]) == list(CASES)
+    with pytest.raises(ValueError, match="no case named nonsense"):
+        select(["kb57", "nonsense"])
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("kb57", "tf32", 1641),  # bound by arithmetic
+        ("kb57", "fp16", 957),
+        ("kb57", "ieee", 9515),
+        ("kb71", "tf32", 332),  # bound by memory, as much read as written
+        ("kb81", "fp16", 129),  # bound by memory, mostly written
+        ("dcgan2", "tf32", 23),
+        ("fsrcnn_x3", "tf32", 75),
+        ("depthwise_up", "fp16", 103),
+        ("dcgan1", "fp16", 2),  # the least of all
+    ],
+)
+def test_floors_of_the_h100(name: str, precision: str, expected: float) -> None:
+    (case,) = select([name])
+    assert roofline.floor_us(case, precision, H100) == pytest.approx(expected, rel=0.02, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA TITAN V", "titan-v"),
+        ("cpu", "cpu"),
+    ],
+)
+def test_slug(device: str, expected: str) -> None:
+    assert report.slug(device) == expected
+
+
+def test_geometric_mean() -> None:
+    assert report.geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+    assert report.geometric_mean([]) is None
+
+
+def test_rotation_outgrows_the_cache() -> None:
+    assert timing.rotation(working_set=10, cache=50) == 15
+    assert timing.rotation(working_set=1000, cache=50) == 1
+    assert timing.rotation(working_set=1, cache=50) == 64
+
+
+def test_samples_fill_the_budget() -> None:
+    assert timing.samples_for(60, 2) == 30
+    assert timing.samples_for(60, 1000) == timing.MIN_SAMPLES
+    assert timing.samples_for(60, 0) == timing.MAX_SAMPLES
+
+
+def test_timing_is_per_call() -> None:
+    found = timing.Timing.of([30.0, 10.0, 80.0], calls=10)
+    assert (found.median_us, found.min_us, found.max_us, found.samples) == (3.0, 1.0, 8.0, 3)
+
+
+def test_wall_timer_uses_every_buffer() -> None:
+    used: set[int] = set()
+
+    def call(index: int) -> torch.Tensor:
+        used.add(index)
+        return torch.zeros(1)
+
+    found = timing.time_wall([lambda i=i: call(i) for i in range(3)], budget_ms=1.0)  # type: ignore[misc]
+    assert used == {0, 1, 2}
+    assert found.samples >= timing.MIN_SAMPLES
+
+
+def test_checked_images_hold_first_and_last() -> None:
+    assert accuracy.checked_images(small_case(batch=1)) == [0]
+    assert accuracy.checked_images(small_case(batch=3)) == [0, 1, 2]
+    images = accuracy.checked_images(small_case(batch=100))
+    assert len(set(images)) == accuracy.MAX_IMAGES
+    assert (images[0], images[-1]) == (0, 99)
+    (huge,) = select(["kb57"])
+    assert accuracy.checked_images(huge) == [7]
+
+
+def test_errors_see_a_wrong_and_a_missing_element() -> None:
+    case = small_case()
+    x, weight = accuracy.make_inputs(case, torch.float32, torch.device("cpu"))
+    ref = accuracy.reference(case, x, weight)
+    right = F.conv_transpose2d(x, weight, None, *case.arguments())
+    good = accuracy.errors(right, ref)
+    assert good.frobenius < 1e-6
+    assert good.scaled_max <= accuracy.LIMITS["ieee"]
+    wrong = right.clone()
+    wrong[1, 0, 0, 0] += 1.0
+    assert accuracy.errors(wrong, ref).scaled_max > accuracy.LIMITS["ieee"]
+    wrong[1, 0, 0, 0] = torch.nan
+    assert not accuracy.errors(wrong, ref).scaled_max <= accuracy.LIMITS["ieee"]
+
+
+def test_inputs_repeat() -> None:
+    first, second = (accuracy.make_inputs(small_case(), torch.float16, torch.device("cpu")) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+META = {
+    "device": "NVIDIA H100 80GB HBM3",
+    "source_hash": "abc",
+    "version": "0.1.0",
+    "date": "2026-01-01T00:00:00+00:00",
+    "driver": "580.1",
+    "torch": "2.11.0+cu130",
+    "cuda": "13.0",
+    "cudnn": "9.19.0",
+    "archs": "9.0a",
+    "nvcc": "13.0",
+    "baseline": "cuDNN",
+    "timer": "graph",
+    "l2_mb": 50.0,
+    "rates": {"read": 3.19e12, "write": 3.29e12, "flops": {"ieee": 65e12}},
+    "complete": True,
+}
+
+
+def synthetic_rows() -> list[Row]:
+    """NCHW: 2x and 8x over the same layout, 1x and 4x over the better one; NHWC: one win, one loss."""
+    return [
+        Row("a", "ieee", "nchw", "ieee", "tile_simt x=1", 10.0, 20.0, forced_us={"generic": 30.0}, floor_us=5.0),
+        Row("a", "ieee", "nhwc", "ieee", "tile_simt x=1", 20.0, 10.0, floor_us=5.0),
+        Row("b", "ieee", "nchw", "ieee", "tile_simt x=1", 10.0, 80.0, forced_us={"generic": 120.0}, floor_us=5.0),
+        Row("b", "ieee", "nhwc", "ieee", "generic", 10.0, 40.0, floor_us=5.0),
+    ]
+
+
+def test_derived_figures() -> None:
+    rows = synthetic_rows()
+    report.derive(rows)
+    assert [row.speedup for row in rows] == [2.0, 0.5, 8.0, 4.0]
+    assert [row.speedup_best for row in rows] == [1.0, 0.5, 4.0, 4.0]
+    assert rows[0].floor_share == 0.5
+    alone = synthetic_rows()[:1]
+    report.derive(alone)
+    assert alone[0].speedup_best is None
+
+
+def test_report_shows_means_wins_and_losses() -> None:
+    rows = synthetic_rows()
+    rows[3].notes.append("generic: a note")
+    rows[0].failures.append("a failure")
+    report.derive(rows)
+    text = report.markdown(Results(META, rows, {"no_grad": {"ours": 12.34, "torch": 15.0}}))
+    lines = text.splitlines()
+    # 2x and 8x, 1x and 4x; half the floor; 3x and 12x over generic
+    assert "| float32, IEEE | NCHW | 4.00x | 2.00x | 50% | 2 of 2 | 6.00x |" in lines
+    assert "| float32, IEEE | NHWC | 1.41x | 1.41x | 35% | 1 of 2 | - |" in lines
+    losses = lines[lines.index("## Rows slower than the baseline") :]
+    assert "| a | ieee | NHWC | 20.0 | 10.0 | 0.50x |" in losses
+    assert "- **failed** a, ieee, NCHW: a failure" in lines
+    assert "- b, ieee, NHWC: generic: a note" in lines
+    assert "| no_grad | 12.3 | 15.0 |" in lines
+    assert "abc" in text
+    assert "partial" not in text
+
+
+def test_report_tables_are_well_formed() -> None:
+    rows = synthetic_rows()
+    rows[1].ours_us = rows[1].baseline_us = None  # not measured
+    report.derive(rows)
+    tables = [
+        [line.count(" | ") for line in group]
+        for is_table, group in itertools.groupby(
+            report.markdown(Results(META, rows)).splitlines(), key=lambda line: line.startswith("|")
+        )
+        if is_table
+    ]
+    assert len(tables) == 2  # means and rows; no row is slower
+    assert all(len(set(widths)) == 1 for widths in tables)
+
+
+def test_report_says_when_ieee_answers_for_tf32() -> None:
+    row = Row("a", "tf32", "nchw", "ieee", "tile_simt", 10.0, 20.0)
+    remark = "Our kernels compute in IEEE float32 here; cuDNN computes in TF32."
+    assert remark in report.markdown(Results(META, [row]))
+    row.ours_precision = "tf32"
+    assert remark not in report.markdown(Results(META, [row]))
+
+
+def test_results_survive_saving_and_loading(tmp_path: Path) -> None:
+    rows = synthetic_rows()
+    rows[0].ours_range_us = (9.5, 11.0)
+    path = Results(META, rows, {"no_grad": {"ours": 1.0}}).save(tmp_path)
+    assert path == tmp_path / "h100.json"
+    assert (tmp_path / "h100.md").exists()
+    loaded = Results.load(path)
+    assert loaded.rows == rows
+    assert (loaded.meta, loaded.overhead_us) == (META, {"no_grad": {"ours": 1.0}})
+    path.write_text(json.dumps({"format": 0}))
+    with pytest.raises(ValueError, match="has format 0"):
+        Results.load(path)
+
+
+def test_merge_replaces_only_the_rows_of_the_new_run() -> None:
+    order = [(case, "ieee", layout) for case in ("a", "b") for layout in ("nchw", "nhwc")]
+    old = Results(META, synthetic_rows()[1:], {"no_grad": {"ours": 1.0}})
+    new = Results(META | {"date": "later"}, [Row("b", "ieee", "nchw", ours_us=1.0), Row("a", "ieee", "nchw")])
+    merged = report.merge(old, new, order)
+    assert [row.key for row in merged.rows] == order
+    assert [row.ours_us for row in merged.rows] == [None, 20.0, 1.0, 10.0]
+    assert merged.meta["date"] == "later"
+    assert merged.meta["complete"]
+    assert merged.overhead_us == {"no_grad": {"ours": 1.0}}
+
+
+@pytest.mark.parametrize("name", report.SAME_SOURCE)
+def test_merge_refuses_rows_of_another_build(name: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot merge: {name} is"):
+        report.merge(Results(META), Results(META | {name: "other"}), [])
+
+
+def test_overhead_names_modes_and_entry_points() -> None:
+    found = overhead.measure(torch.device("cpu"), batches=1, calls=1)
+    assert set(found) == {"inference_mode", "no_grad", "grad"}
+    for times in found.values():
+        assert set(times) == set(overhead.ENTRY_POINTS)
+        assert all(us > 0 for us in times.values())
+
+
+OVERHEAD = {"no_grad": {"ours": 1.0}}
+
+
+@pytest.fixture
+def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the program on the CPU over two small cases; results go to tmp_path."""
+    cases = [small_case(name="first"), small_case(name="second", padding=(0, 0))]
+    monkeypatch.setattr(run, "CASES", tuple(cases))
+    monkeypatch.setattr(run, "select", lambda names: [case for case in cases if case.name in names])
+    monkeypatch.setattr(overhead, "measure", lambda device, batches: OVERHEAD)
+
+    def main(*arguments: str) -> int:
+        return run.main(["--device", "cpu", "--quick", "--output", str(tmp_path), *arguments])
+
+    return main
+
+
+def test_dry_run_writes_both_files(dry_run: Callable[..., int], tmp_path: Path) -> None:
+    assert dry_run("--precisions", "ieee,fp16") == 0
+    results = Results.load(tmp_path / "cpu.json")
+    assert [row.key for row in results.rows] == run.table_keys(["first", "second"], ["ieee", "fp16"], ["nchw", "nhwc"])
+    assert not results.meta["complete"]
+    assert results.overhead_us == OVERHEAD
+    for row in results.rows:
+        assert not row.failures
+        assert row.ours_us
+        assert row.baseline_us
+        assert row.kernel.startswith("aten")
+        assert row.images == [0, 1]
+    assert (tmp_path / "cpu.md").read_text().startswith("# convt_ext 0.1.0 on cpu\n")
+
+
+def test_merged_runs_complete_the_table(dry_run: Callable[..., int], tmp_path: Path) -> None:
+    assert dry_run("--cases", "second", "--source-hash", "abc") == 0
+    assert not Results.load(tmp_path / "cpu.json").meta["complete"]
+    assert dry_run("--cases", "first", "--source-hash", "abc", "--merge") == 0
+    assert Results.load(tmp_path / "cpu.json").meta["complete"]
+
+
+def test_merge_into_results_of_other_sources_is_refused(
+    dry_run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--cases", "first", "--precisions", "ieee", "--layouts", "nchw")
+    assert dry_run(*few, "--source-hash", "abc") == 0
+    before = (tmp_path / "cpu.json").read_text()
+    assert dry_run(*few, "--source-hash", "other", "--merge") == 1
+    assert "source_hash is abc in the file and other in this run" in capsys.readouterr().err
+    assert (tmp_path / "cpu.json").read_text() == before
+
+
+def test_dry_run_reports_a_wrong_result(
+    dry_run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "poisoned_output", lambda call: (call() + 1, True))
+    assert dry_run("--cases", "first", "--precisions", "fp16", "--layouts", "nchw") == 1
+    (row,) = Results.load(tmp_path / "cpu.json").rows
+    assert "promised is" in row.failures[0]
+
+
+def test_dry_run_reports_a_refusal(
+    dry_run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> str:
+        raise RuntimeError("no kernel\nmore")
+
+    monkeypatch.setattr(convt_ext, "plan", refuse)
+    assert dry_run("--cases", "first", "--precisions", "fp16", "--layouts", "nchw") == 1
+    (row,) = Results.load(tmp_path / "cpu.json").rows
+    assert row.failures == ["ours: no kernel"]
+    assert row.ours_us is None
+    assert row.baseline_us
+
+
+def test_interrupt_keeps_the_finished_rows(
+    dry_run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = run.Bench.measure
+
+    def interrupted(self: run.Bench, case: Case, precision: str, layout: str, *rest: Any, **options: Any) -> Row:
+        if (case.name, layout) == ("second", "nhwc"):
+            raise KeyboardInterrupt
+        return measure(self, case, precision, layout, *rest, **options)
+
+    monkeypatch.setattr(run.Bench, "measure", interrupted)
+    assert dry_run("--precisions", "ieee") == 130
+    rows = Results.load(tmp_path / "cpu.json").rows
+    assert [(row.case, row.layout) for row in rows] == [("first", "nchw"), ("first", "nhwc"), ("second", "nchw")]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--cases", "nonsense"], ["--precisions", "fp8"], ["--layouts", ""], ["--kernels", "magic"]]
+)
+def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run.parse_arguments([*arguments, "--device", "cpu"])
+    assert exit_info.value.code == 2
+    assert "expected some of" in capsys.readouterr().err
+
+
+def test_a_forced_kernel_in_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONVT_KERNEL", "generic")
+    with pytest.raises(SystemExit):
+        run.parse_arguments(["--device", "cpu"])
+    assert "unset it" in capsys.readouterr().err
+
+
+def test_forced_kernel_is_undone() -> None:
+    with run.forced_kernel("generic"):
+        assert os.environ["CONVT_KERNEL"] == "generic"
+    assert "CONVT_KERNEL" not in os.environ

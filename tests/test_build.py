@@ -1,0 +1,174 @@
+"""The build's own decisions, from the source tree: which architectures, which compiler, which sources are hashed."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from setuptools.errors import OptionError, PlatformError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _module(path: str) -> ModuleType:
+    name = "convt_build_" + Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+setup = _module("setup.py")
+source_hash = _module("scripts/source_hash.py").source_hash
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (None, ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX"]),
+        ("", ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0+PTX"]),
+        ("9.0a", ["9.0a"]),
+        ("8.0;8.6+PTX", ["8.0", "8.6+PTX"]),
+        (" 8.0  9.0a; 12.0+PTX ;", ["8.0", "9.0a", "12.0+PTX"]),
+        ("8.0 8.0", ["8.0"]),
+    ],
+)
+def test_arch_list(spec: str | None, expected: list[str]) -> None:
+    assert setup.arch_list(spec) == expected
+
+
+@pytest.mark.parametrize("spec", ["Hopper", "sm_90", "90", "9", "9.0b", "9.0a+ptx", "8.0,9.0", "8.0;all"])
+def test_arch_list_refuses_what_it_does_not_know(spec: str) -> None:
+    with pytest.raises(OptionError, match=r"TORCH_CUDA_ARCH_LIST: got '.+', expected capabilities such as 8\.0"):
+        setup.arch_list(spec)
+
+
+@pytest.mark.parametrize("spec", ["7.5", "8.0 7.0+PTX", "5.2"])
+def test_arch_list_refuses_gpus_without_kernels(spec: str) -> None:
+    with pytest.raises(OptionError, match=r"got [57]\.\d\S*, but the kernels need compute capability 8\.0 or later"):
+        setup.arch_list(spec)
+
+
+def test_gencode_flags() -> None:
+    assert setup.gencode_flags(["8.0", "9.0a", "12.0+PTX"]) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+def _toolkit(root: Path, version: str = "13.0", library_dir: str = "lib64") -> Path:
+    """A folder that looks like a CUDA toolkit; its nvcc knows its version and its place, as the real one does."""
+    (root / "bin").mkdir(parents=True)
+    nvcc = root / "bin" / "nvcc"
+    nvcc.write_text(
+        f"#!/bin/sh\ncase $1 in --dryrun) echo '#$ TOP={root}/bin/..' >&2;; "
+        f"*) echo 'Cuda compilation tools, release {version}, V{version}.1';; esac\n"
+    )
+    nvcc.chmod(0o755)
+    for file in ("include/cuda_runtime.h", f"{library_dir}/libcudart_static.a"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def test_toolchain_order(tmp_path: Path) -> None:
+    """CUDA_HOME, then the pip packages, then the system location, then the PATH; each taken away in turn."""
+    home = _toolkit(tmp_path / "home")
+    package = _toolkit(tmp_path / "site" / "nvidia" / "cu13", library_dir="lib")
+    system = _toolkit(tmp_path / "system")
+    on_path = _toolkit(tmp_path / "on_path")
+    env = {"CUDA_HOME": str(home), "PATH": f"{on_path}/bin:/bin"}
+    packages = [str(tmp_path / "site")]
+
+    assert setup.find_toolchain(env, packages, system).root == home
+    del env["CUDA_HOME"]
+    found = setup.find_toolchain(env, packages, system)
+    assert (found.root, found.library_dir) == (package, package / "lib")
+    assert setup.find_toolchain(env, [], system).root == system
+    assert setup.find_toolchain(env, [], tmp_path / "absent").root == on_path
+
+
+def test_toolchain_behind_a_wrapper_script(tmp_path: Path) -> None:
+    toolkit = _toolkit(tmp_path / "toolkit")
+    wrapper = tmp_path / "bin" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec {toolkit}/bin/nvcc "$@"\n')
+    wrapper.chmod(0o755)
+    found = setup.find_toolchain({"PATH": f"{wrapper.parent}:/bin"}, [], tmp_path / "absent")
+    assert found == setup.Toolchain(toolkit, (13, 0), toolkit / "lib64")
+
+
+def test_toolchain_passes_over_what_is_unusable(tmp_path: Path) -> None:
+    """Packages without the compiler, as torch installs them, and an old system toolkit are no reason to fail."""
+    runtime_only = _toolkit(tmp_path / "site" / "nvidia" / "cu13")
+    (runtime_only / "bin" / "nvcc").unlink()
+    system = _toolkit(tmp_path / "system", version="12.4")
+    on_path = _toolkit(tmp_path / "on_path", version="12.8")
+    found = setup.find_toolchain({"PATH": f"{on_path}/bin:/bin"}, [str(tmp_path / "site")], system)
+    assert (found.root, found.version) == (on_path, (12, 8))
+
+
+def test_no_toolchain_is_one_error_that_names_every_place(tmp_path: Path) -> None:
+    system = _toolkit(tmp_path / "system", version="12.4")
+    incomplete = _toolkit(tmp_path / "site" / "nvidia" / "cu13")
+    (incomplete / "lib64" / "libcudart_static.a").unlink()
+    with pytest.raises(PlatformError) as error:
+        setup.find_toolchain({"PATH": "/nowhere"}, [str(tmp_path / "site")], system)
+    text = str(error.value)
+    assert text.startswith("no CUDA compiler of version 12.8 or later was found; set CUDA_HOME, or ")
+    assert f"no libcudart_static.a under {incomplete}" in text
+    assert f"system: {system}/bin/nvcc is version 12.4" in text
+    assert "nvcc on the PATH: not found" in text
+
+
+@pytest.mark.parametrize("version", [None, "12.7", "11.8"])
+def test_cuda_home_is_taken_at_its_word(tmp_path: Path, version: str | None) -> None:
+    """A CUDA_HOME that cannot be used is an error even where another compiler could be found."""
+    system = _toolkit(tmp_path / "system")
+    home = tmp_path / "home" if version is None else _toolkit(tmp_path / "home", version)
+    with pytest.raises(
+        PlatformError, match=r"CUDA_HOME names no CUDA compiler of version 12\.8 or later: .*home/bin/nvcc"
+    ):
+        setup.find_toolchain({"CUDA_HOME": str(home), "PATH": ""}, [], system)
+
+
+def _copy_of_sources(tmp_path: Path) -> Path:
+    for folder in ("cuda", "include"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    return tmp_path
+
+
+def test_source_hash_is_that_of_any_clone(tmp_path: Path) -> None:
+    expected = source_hash(ROOT)
+    assert len(expected) == 16
+    assert int(expected, 16) >= 0
+    copy = _copy_of_sources(tmp_path)
+    (copy / "README.md").write_text("not hashed")
+    (copy / "cuda" / "__pycache__").mkdir()
+    (copy / "cuda" / "__pycache__" / "x.pyc").touch()
+    (copy / "cuda" / ".plan.cpp.swp").touch()
+    assert source_hash(copy) == expected
+
+
+def test_source_hash_notices_every_change(tmp_path: Path) -> None:
+    copy = _copy_of_sources(tmp_path)
+    hashes = [source_hash(copy)]
+    (copy / "cuda" / "plan.cpp").write_text("// changed\n")
+    hashes.append(source_hash(copy))
+    (copy / "cuda" / "plan.cpp").rename(copy / "cuda" / "plan2.cpp")
+    hashes.append(source_hash(copy))
+    (copy / "include" / "empty.h").touch()
+    hashes.append(source_hash(copy))
+    (copy / "setup.py").write_text((copy / "setup.py").read_text() + "\n")
+    hashes.append(source_hash(copy))
+    assert len(set(hashes)) == len(hashes)

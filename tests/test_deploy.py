@@ -1,0 +1,277 @@
+"""Saved, compiled and exported models: TorchScript with and without Python, torch.compile, torch.export, AOTI."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run, run_python
+from reference import assert_promised_strides
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import convt_ext
+
+CPP_EXAMPLE = Path(__file__).parent.parent / "examples" / "cpp"
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
+
+
+class Direct(nn.Module):
+    """Calls the operator itself, with every argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4, 3, 2) / 4)
+        self.bias = nn.Parameter(torch.randn(8))
+        self.narrow = nn.Parameter(torch.randn(8, 1, 3, 3) / 4)
+
+    def forward(self, input: Tensor) -> Tensor:
+        first = torch.ops.convt.conv_transpose2d(input, self.weight, self.bias, [2, 3], [1, 0], [1, 2], 2, [2, 1])
+        return torch.ops.convt.conv_transpose2d(first.relu(), self.narrow, None, stride=2, groups=2) + 1
+
+
+class Layers(nn.Module):
+    """A small decoder of convt_ext.ConvTranspose2d layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            convt_ext.ConvTranspose2d(6, 8, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            convt_ext.ConvTranspose2d(8, 3, 3, stride=3, padding=1, output_padding=2),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.layers(input).tanh()
+
+
+MODELS = {"direct": Direct, "layers": Layers}
+models = pytest.mark.parametrize("name", sorted(MODELS))
+
+
+def make_model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name]().eval()
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- TorchScript
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an input, and for each model its scripted, traced and exported form and its output here."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(1)
+    traced_on, x = torch.randn(1, 6, 4, 5), torch.randn(3, 6, 7, 5)
+    torch.save(x, folder / "input.pt")
+    for name in MODELS:
+        model = make_model(name)
+        with torch.no_grad():
+            torch.save(model(x), folder / f"{name}.expected.pt")
+            torch.jit.script(model).save(folder / f"{name}.scripted.ts")
+            torch.jit.trace(model, traced_on).save(folder / f"{name}.traced.ts")
+        torch.export.save(export(model), folder / f"{name}.exported.pt2")
+    return folder
+
+
+def export(model: nn.Module) -> torch.export.ExportedProgram:
+    batch, height, width = (torch.export.Dim(side, min=1, max=64) for side in ("batch", "height", "width"))
+    return torch.export.export(
+        model, (torch.randn(2, 6, 4, 5),), dynamic_shapes={"input": {0: batch, 2: height, 3: width}}
+    )
+
+
+FRESH_PROCESS = """
+import sys
+import torch
+
+library, folder, device, *names = sys.argv[1:]
+torch.ops.load_library(library)
+x = torch.load(f"{folder}/input.pt", weights_only=True).to(device)
+for name in names:
+    if name.endswith(".pt2"):
+        model = torch.export.load(f"{folder}/{name}").module().to(device)
+    else:
+        model = torch.jit.load(f"{folder}/{name}", map_location=device)
+    with torch.inference_mode():
+        torch.save(model(x).cpu(), f"{folder}/{name}.fresh")
+assert "convt_ext" not in sys.modules
+"""
+
+
+def test_saved_models_in_a_fresh_process(saved: Path, device: str) -> None:
+    """A process that loads the library, not the package."""
+    files = sorted(file.name for file in saved.iterdir() if file.suffix in (".ts", ".pt2"))
+    assert len(files) == 3 * len(MODELS)
+    run_python(FRESH_PROCESS, convt_ext.library_path(), saved, device, *files)
+    for file in files:
+        expected = torch.load(saved / f"{file.split('.')[0]}.expected.pt", weights_only=True)
+        close(torch.load(saved / f"{file}.fresh", weights_only=True), expected)
+
+
+def test_saved_model_without_the_library_names_the_operator(saved: Path) -> None:
+    code = "import sys, torch; torch.jit.load(sys.argv[1])"
+    result = run_python(code, saved / "direct.scripted.ts", check=False)
+    assert result.returncode != 0
+    assert "convt::conv_transpose2d" in result.stderr
+
+
+@pytest.fixture(scope="session")
+def cpp_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """examples/cpp, compiled against the torch of this Python."""
+    program = tmp_path_factory.mktemp("cpp") / "convt_run"
+    run(CPP_EXAMPLE / "build.sh", program, env={"PYTHON": sys.executable})
+    return program
+
+
+@needs_compiler
+@models
+@pytest.mark.parametrize("form", ["scripted", "traced"])
+def test_saved_models_in_cpp(cpp_program: Path, saved: Path, name: str, form: str, device: str) -> None:
+    output = saved / f"{name}.{form}.{device}.cpp"
+    module = saved / f"{name}.{form}.ts"
+    result = run(cpp_program, convt_ext.library_path(), module, saved / "input.pt", output, device)
+    expected = torch.load(saved / f"{name}.expected.pt", weights_only=True)
+    actual = torch.load(output, weights_only=True)
+    close(actual, expected)
+    assert str(list(expected.shape)) in result.stdout
+
+
+@needs_compiler
+def test_cpp_program_says_what_is_wrong(cpp_program: Path, saved: Path, tmp_path: Path) -> None:
+    module, output = saved / "direct.scripted.ts", tmp_path / "output.pt"
+    library = convt_ext.library_path()
+    assert run(cpp_program, check=False).returncode == 2
+    missing = run(cpp_program, tmp_path / "none.so", module, "1x6x4x4", output, check=False)
+    assert missing.returncode == 1
+    assert "none.so" in missing.stderr
+    refused = run(cpp_program, library, module, "1x5x4x4", output, check=False)
+    assert refused.returncode == 1
+    assert (
+        "convt::conv_transpose2d: weight must have input's channels first (5), got shape [6, 4, 3, 2]" in refused.stderr
+    )
+    assert not output.exists()
+    assert run(cpp_program, library, module, "2x6x4x4", output).stdout.startswith("output [2, 2, ")
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+def sizes() -> list[Tensor]:
+    torch.manual_seed(2)
+    return [torch.randn(shape) for shape in ((2, 6, 4, 5), (3, 6, 7, 5), (5, 6, 4, 9))]
+
+
+@needs_compiler
+@models
+def test_compile_for_inference(name: str, device: str) -> None:
+    """No graph break, and one compilation for every size."""
+    model = make_model(name).to(device)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    first, *others = (x.to(device) for x in sizes())
+    with torch.no_grad():
+        close(compiled(first), model(first))
+        compilations = counter.frame_count
+        for x in others:
+            out = compiled(x)
+            close(out, model(x))
+            assert out.stride() == model(x).stride()
+    assert counter.frame_count == compilations > 0
+
+
+@needs_compiler
+@models
+def test_compile_for_training(name: str, device: str) -> None:
+    eager, compiled_model = make_model(name).to(device), make_model(name).to(device)
+    compiled = torch.compile(compiled_model, fullgraph=True, dynamic=True)
+    for x in sizes():
+        ours, theirs = x.to(device).requires_grad_(), x.to(device).requires_grad_()
+        eager(theirs).square().mean().backward()
+        compiled(ours).square().mean().backward()
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        close(ours.grad, theirs.grad)
+    for ours_parameter, theirs_parameter in zip(compiled_model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours_parameter.grad, theirs_parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_compile_keeps_channels_last(device: str) -> None:
+    w = torch.randn(6, 3, 3, 3, device=device)
+    compiled = torch.compile(lambda x: convt_ext.conv_transpose2d(x * 2, w, stride=2), fullgraph=True, dynamic=True)
+    for x in sizes():
+        x = x.to(device).contiguous(memory_format=torch.channels_last)
+        out = compiled(x)
+        assert_promised_strides(out, x)
+        close(out, convt_ext.conv_transpose2d(x * 2, w, stride=2))
+
+
+def test_compile_under_autocast(device: str) -> None:
+    w = torch.randn(6, 3, 3, 3, device=device)
+
+    def lowered(x: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return convt_ext.conv_transpose2d(x, w, stride=2)
+
+    x = sizes()[0].to(device)
+    out = torch.compile(lowered, fullgraph=True, backend="aot_eager")(x)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, lowered(x))
+
+
+# ---------------------------------------------------------------- torch.export, AOTInductor
+
+
+@models
+def test_export_with_dynamic_sizes(name: str, device: str) -> None:
+    model = make_model(name)
+    program = export(model)
+    calls = [node for node in program.graph.nodes if node.target is torch.ops.convt.conv_transpose2d.default]
+    assert len(calls) == 2
+    module, model = program.module().to(device), model.to(device)
+    with torch.no_grad():
+        for x in (*sizes(), torch.randn(1, 6, 1, 64)):
+            close(module(x.to(device)), model(x.to(device)))
+
+
+def test_export_decomposes_for_training() -> None:
+    """Decompositions leave the operator alone."""
+    program = export(make_model("layers")).run_decompositions()
+    assert any(node.target is torch.ops.convt.conv_transpose2d.default for node in program.graph.nodes)
+
+
+AOT_INDUCTOR_PROBE = """
+import sys, torch
+program = torch.export.export(torch.nn.ReLU(), (torch.randn(3),))
+package = torch._inductor.aoti_compile_and_package(program, package_path=sys.argv[1])
+torch._inductor.aoti_load_package(package)(torch.randn(3))
+"""
+
+
+@pytest.fixture(scope="session")
+def aot_inductor(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where torch and the C++ compiler at hand cannot run any package: loading one ends the process."""
+    probe = run_python(AOT_INDUCTOR_PROBE, tmp_path_factory.mktemp("probe") / "relu.pt2", check=False)
+    if probe.returncode < 0:
+        pytest.skip(f"an AOTInductor package without our operator ends the process with signal {-probe.returncode}")
+
+
+@needs_compiler
+@pytest.mark.usefixtures("aot_inductor")
+@models
+def test_aot_inductor_package(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    with torch.no_grad():
+        package = torch._inductor.aoti_compile_and_package(export(model), package_path=str(tmp_path / "model.pt2"))
+        compiled = torch._inductor.aoti_load_package(package)
+        for x in sizes():
+            close(compiled(x), model(x))

@@ -1,0 +1,154 @@
+"""Named geometries in every dtype and memory layout, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import DTYPES, LAYOUTS, Geometry, Target, assert_accurate, poison
+from torch import Tensor
+
+import convt_ext
+
+G = Geometry
+GEOMETRIES = (
+    # one stride, dilation, padding or output_padding at a time, on odd sizes
+    G("1x1", (1, 5, 7, 9), 3, (1, 1)),
+    G("3x3", (2, 5, 7, 9), 3, (3, 3), padding=(1, 1)),
+    G("no_bias", (2, 5, 7, 9), 3, (3, 3), bias=False),
+    G("even_kernel", (1, 17, 6, 5), 5, (4, 2), padding=(1, 0)),
+    G("3x7", (1, 17, 9, 33), 5, (3, 7), padding=(1, 3)),
+    G("1x16_row", (2, 33, 1, 40), 31, (1, 16), stride=(1, 8), padding=(0, 4)),
+    G("16x1_column", (2, 33, 40, 1), 31, (16, 1), stride=(8, 1), padding=(4, 0)),
+    G("stride_2", (2, 17, 9, 7), 33, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+    G("stride_2_kernel_4", (3, 33, 8, 8), 31, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("stride_2_kernel_2", (2, 100, 5, 11), 65, (2, 2), stride=(2, 2)),
+    G("stride_3", (1, 56, 9, 13), 1, (9, 9), stride=(3, 3), padding=(4, 4), output_padding=(2, 2)),
+    G("stride_4", (2, 17, 6, 5), 33, (4, 4), stride=(4, 4)),
+    G("stride_5_dilation_2", (2, 9, 6, 7), 12, (3, 3), stride=(5, 5), padding=(1, 1), dilation=(2, 2)),
+    G("stride_6x7", (1, 5, 4, 3), 4, (5, 9), stride=(6, 7), padding=(2, 3), output_padding=(5, 6)),
+    G("stride_8x1", (1, 3, 5, 9), 7, (8, 3), stride=(8, 1)),
+    G("stride_16", (1, 5, 3, 4), 3, (16, 32), stride=(16, 16), padding=(0, 8)),
+    G("mixed_stride", (1, 12, 9, 11), 8, (3, 5), stride=(2, 3), padding=(1, 2), dilation=(2, 1), groups=4),
+    # strides that leave outputs without a tap: the bias alone
+    G("stride_over_kernel", (2, 5, 5, 4), 6, (2, 3), stride=(5, 7)),
+    G("stride_over_1x1", (2, 5, 5, 4), 6, (1, 1), stride=(3, 4), output_padding=(2, 3)),
+    G("gcd_2", (1, 5, 7, 6), 6, (3, 3), stride=(2, 4), dilation=(2, 2), padding=(1, 2)),
+    G("gcd_3_of_6", (1, 4, 6, 5), 5, (4, 3), stride=(6, 3), dilation=(3, 6), output_padding=(5, 4)),
+    G("gcd_4_no_bias", (1, 4, 6, 5), 5, (3, 3), stride=(4, 8), dilation=(4, 4), bias=False),
+    # dilation
+    G("dilation_2", (2, 17, 8, 9), 5, (3, 3), dilation=(2, 2), padding=(2, 2)),
+    G("dilation_3x4", (1, 5, 9, 8), 31, (3, 2), dilation=(3, 4), padding=(1, 0)),
+    G("dilation_3_stride_2", (1, 8, 9, 8), 9, (3, 5), stride=(2, 2), dilation=(3, 3), padding=(3, 5)),
+    G("dilation_2_stride_7", (1, 8, 4, 5), 9, (5, 4), stride=(7, 5), dilation=(2, 4), padding=(3, 1)),
+    G("output_padding_below_dilation", (1, 5, 5, 5), 4, (3, 3), output_padding=(2, 3), dilation=(3, 4)),
+    # padding that crops whole taps, rows and input pixels
+    G("padding_crops_taps", (1, 5, 9, 9), 4, (3, 3), padding=(4, 5)),
+    G("padding_crops_phases", (1, 5, 9, 9), 4, (3, 3), stride=(3, 2), padding=(7, 6), output_padding=(2, 1)),
+    G("one_output_pixel", (2, 17, 3, 5), 5, (3, 5), padding=(2, 4)),
+    G("odd_padding_stride_4", (1, 5, 7, 6), 3, (5, 5), stride=(4, 4), padding=(5, 3), output_padding=(3, 0)),
+    # few pixels
+    G("one_pixel", (1, 5, 1, 1), 7, (1, 1)),
+    G("one_pixel_to_4x4", (9, 100, 1, 1), 33, (4, 4)),
+    G("one_pixel_stride_8", (3, 5, 1, 1), 3, (3, 3), stride=(8, 8), output_padding=(7, 7)),
+    G("one_row", (2, 17, 1, 70), 33, (1, 4), stride=(1, 2), padding=(0, 1)),
+    G("one_column", (2, 17, 70, 1), 33, (4, 1), stride=(2, 1), padding=(1, 0)),
+    G("many_2x2_images", (37, 9, 2, 2), 5, (3, 3), stride=(2, 2), padding=(1, 1)),
+    G("many_4x3_images", (21, 33, 4, 3), 17, (4, 4), stride=(2, 2), padding=(1, 1)),
+    # wide rows, tall columns: several tiles along one axis
+    G("wide", (1, 3, 3, 701), 4, (3, 3), stride=(1, 2), padding=(1, 1), output_padding=(0, 1)),
+    G("tall", (1, 3, 701, 3), 4, (3, 3), stride=(2, 1), padding=(1, 1), output_padding=(1, 0)),
+    G("several_tiles", (2, 4, 45, 67), 5, (3, 3), stride=(2, 2), padding=(1, 1)),
+    G("several_tiles_stride_1", (2, 4, 67, 45), 5, (5, 3), padding=(2, 1)),
+    # channels on both sides of the tile widths
+    G("cin_1", (2, 1, 9, 10), 33, (3, 3), stride=(2, 2)),
+    G("cin_3", (2, 3, 9, 10), 5, (5, 5), padding=(2, 2)),
+    G("cout_1", (2, 33, 9, 10), 1, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("cin_1_cout_1", (3, 1, 20, 19), 1, (5, 4), stride=(3, 2)),
+    G("cout_3", (2, 65, 9, 10), 3, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("cout_31", (1, 17, 9, 10), 31, (3, 3)),
+    G("cout_65", (1, 33, 5, 6), 65, (3, 3), stride=(2, 2)),
+    G("cin_100_cout_129", (1, 100, 5, 6), 129, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+    G("cout_256", (1, 32, 3, 4), 256, (2, 2), stride=(2, 2)),
+    # groups
+    G("groups_2", (2, 10, 7, 9), 6, (3, 3), stride=(2, 2), padding=(1, 1), groups=2),
+    G("groups_3_odd", (1, 15, 7, 9), 21, (3, 4), stride=(1, 2), groups=3),
+    G("groups_of_33", (1, 66, 5, 6), 34, (3, 3), stride=(2, 2), groups=2),
+    G("depthwise", (2, 33, 7, 9), 33, (4, 4), stride=(2, 2), padding=(1, 1), groups=33),
+    G("depthwise_multiplier_3", (1, 17, 7, 9), 51, (3, 3), groups=17),
+    G("groups_of_one_output", (1, 24, 7, 9), 8, (3, 3), stride=(2, 2), groups=8),
+    G("groups_dilation_stride", (1, 8, 7, 9), 8, (3, 3), stride=(3, 2), dilation=(2, 3), padding=(2, 2), groups=4),
+    # everything at once
+    G(
+        "all_arguments",
+        (3, 18, 7, 10),
+        15,
+        (5, 3),
+        stride=(4, 6),
+        padding=(3, 2),
+        output_padding=(3, 5),
+        dilation=(2, 3),
+        groups=3,
+    ),
+    # unbatched
+    G("unbatched", (17, 9, 7), 33, (3, 3), stride=(2, 2), padding=(1, 1)),
+    G("unbatched_one_row", (5, 1, 31), 1, (1, 8), stride=(1, 4), padding=(0, 2)),
+    G("unbatched_depthwise", (9, 5, 6), 9, (4, 4), stride=(2, 2), groups=9),
+)
+
+# Memory layouts of (input, weight).
+LAYOUT_PAIRS = (
+    ("contiguous", "contiguous"),
+    ("channels_last", "contiguous"),
+    ("channels_last", "channels_last"),
+    ("sliced", "transposed"),
+    ("strided", "sliced"),
+    ("transposed", "strided"),
+    ("channels_sliced", "channels_sliced"),
+    ("expanded", "expanded"),
+)
+
+
+def _every_second(b: Tensor | None) -> Tensor | None:
+    """The bias as a view with stride 2."""
+    return None if b is None else torch.stack([b, torch.full_like(b, float("nan"))], dim=1)[:, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
+def test_named_geometry(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
+    x, w, b = geometry.tensors(dtype, target.device)
+    if target.kernel == "tile_simt" and dtype == torch.float64:
+        with pytest.raises(RuntimeError, match="CONVT_KERNEL=tile_simt cannot compute this problem"):
+            convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+        return
+    for input_layout, weight_layout in LAYOUT_PAIRS:
+        context = f"input {input_layout}, weight {weight_layout}"
+        laid_x, laid_w = LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w)
+        laid_b = b if input_layout == "contiguous" else _every_second(b)
+        poison(geometry.output, dtype, target.device)
+        actual = convt_ext.conv_transpose2d(laid_x, laid_w, laid_b, **geometry.arguments)
+        assert tuple(actual.shape) == geometry.output, context
+        assert_accurate(actual, laid_x, laid_w, laid_b, context, **geometry.arguments)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES[::5], ids=lambda geometry: geometry.name)
+def test_plan_names_the_kernel(geometry: Geometry, target: Target) -> None:
+    x, w, b = geometry.tensors(torch.float32, target.device)
+    kernel = convt_ext.plan(x, w, b, **geometry.arguments).split()[0]
+    if target.device == "cpu":
+        assert kernel == "aten"
+    elif target.kernel is not None:
+        assert kernel == target.kernel
+    else:
+        assert kernel in ("generic", "tile_simt")
+
+
+def test_layouts_keep_their_names() -> None:
+    """The layouts are what the other tests believe them to be."""
+    x = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5)
+    for name, layout in LAYOUTS.items():
+        laid = layout(x)
+        assert laid.shape == x.shape
+        assert laid.is_contiguous() == (name == "contiguous"), name
+        assert laid.is_contiguous(memory_format=torch.channels_last) == (name == "channels_last"), name
+        assert name == "expanded" or torch.equal(laid, x), name

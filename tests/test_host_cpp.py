@@ -1,0 +1,30 @@
+"""The parts of the library that need neither torch nor a GPU, as plain C++ programs: tests/cpp."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from processes import run
+
+ROOT = Path(__file__).parent.parent
+FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all")
+PROGRAMS: dict[str, tuple[str, ...]] = {"test_divisor": (), "test_phases": (), "test_plan": ("cuda/plan.cpp",)}
+
+pytestmark = [
+    pytest.mark.slow_matrix,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH"),
+]
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_host_program(name: str, tmp_path: Path) -> None:
+    sources = [ROOT / "tests" / "cpp" / f"{name}.cpp", *(ROOT / source for source in PROGRAMS[name])]
+    program = tmp_path / name
+    run("g++", *FLAGS, f"-I{ROOT / 'include'}", *sources, "-o", program)
+    run(program)
+
+
+def test_programs_are_all_run() -> None:
+    assert sorted(file.stem for file in (ROOT / "tests" / "cpp").glob("test_*.cpp")) == sorted(PROGRAMS)

@@ -1,0 +1,154 @@
+"""Where inf and NaN go: exactly where the float64 reference has them, or never beyond the filter's footprint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import LAYOUTS, Geometry, Target, poison, reference, tolerance
+from torch import Tensor
+
+import convt_ext
+
+INF, NAN = float("inf"), float("nan")
+# Kernels that multiply the zeros beyond the input's edge by weights: an infinite weight gives NaN there.
+MULTIPLIES_PADDING = ("tile_simt",)
+
+GEOMETRIES = (
+    Geometry("stride_1", (2, 5, 6, 7), 4, (3, 3), padding=(1, 1)),
+    Geometry("stride_2", (2, 9, 5, 7), 33, (4, 4), stride=(2, 2), padding=(1, 1)),
+    Geometry("stride_over_kernel", (1, 5, 4, 5), 3, (2, 2), stride=(3, 4), output_padding=(2, 1)),
+    Geometry("dilation", (1, 6, 6, 5), 4, (3, 2), stride=(2, 3), dilation=(3, 2), padding=(2, 1), groups=2),
+    Geometry("depthwise", (3, 6, 5, 4), 6, (3, 3), stride=(2, 1), padding=(1, 0), groups=6),
+    Geometry("few_channels", (2, 2, 5, 40), 1, (5, 5), stride=(2, 2), padding=(2, 2), output_padding=(1, 1)),
+    Geometry("many_images", (19, 8, 2, 2), 5, (4, 4), stride=(2, 2), padding=(1, 1)),
+)
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
+values = pytest.mark.parametrize("value", [INF, -INF, NAN], ids=str)
+layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+
+
+def kernel_of(target: Target, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> str:
+    return convt_ext.plan(x, w, b, **geometry.arguments).split()[0]
+
+
+def reach_of_weight(w: Tensor, geometry: Geometry) -> Tensor:
+    """Outputs that the non-finite taps of w would reach were the input surrounded by zeros; a boolean tensor.
+
+    An endless input is one that is as large as any output needs; of its output, the part that the real one covers.
+    """
+    margin = [
+        (geometry.kernel[axis] - 1) * geometry.dilation[axis] // geometry.stride[axis] + 2 + geometry.padding[axis]
+        for axis in (0, 1)
+    ]
+    sizes = [geometry.input[axis - 2] + 2 * margin[axis] for axis in (0, 1)]
+    everywhere = torch.ones(1, geometry.input[-3], *sizes, dtype=torch.float64)
+    taps = (~torch.isfinite(w.cpu())).double()
+    arguments = geometry.arguments | {"padding": 0, "output_padding": 0}
+    full = F.conv_transpose2d(everywhere, taps, None, **arguments)
+    starts = [margin[axis] * geometry.stride[axis] + geometry.padding[axis] for axis in (0, 1)]
+    height, width = geometry.output[-2:]
+    return full[..., starts[0] : starts[0] + height, starts[1] : starts[1] + width] > 0.5
+
+
+def assert_placement(out: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, kernel: str) -> None:
+    expected, _ = reference(x, w, b, **geometry.arguments)
+    clean = [None if t is None else t.nan_to_num(0.0, 0.0, 0.0) for t in (x, w, b)]
+    _, magnitude = reference(*clean, **geometry.arguments)
+    got, finite = out.double().cpu(), torch.isfinite(expected)
+    if kernel == "aten":
+        # Where torch's own CPU code multiplies padding by weights depends on its version and on the processor.
+        assert not torch.isfinite(got)[~finite].any()
+        return
+    # What the reference has non-finite is non-finite, and of the same kind.
+    assert torch.equal(torch.isnan(got)[~finite], torch.isnan(expected)[~finite])
+    assert torch.equal(got[torch.isinf(expected)], expected[torch.isinf(expected)])
+    allowed = torch.zeros_like(finite)
+    if kernel in MULTIPLIES_PADDING:
+        allowed = reach_of_weight(w, geometry).expand_as(finite)
+    strays = finite & ~torch.isfinite(got) & ~allowed
+    assert not strays.any(), (
+        f"{int(strays.sum())} outputs out of reach are not finite, first {strays.nonzero()[0].tolist()}"
+    )
+    both = finite & torch.isfinite(got)
+    bound = tolerance(out.dtype, expected, magnitude, w.shape[2] * w.shape[3], out.device.type)
+    assert ((got - expected).abs() <= bound)[both].all(), "finite outputs are inaccurate"
+
+
+def run(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    poison(geometry.output, x.dtype, x.device)
+    return convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+
+
+@geometries
+@layouts
+@values
+def test_in_the_input(geometry: Geometry, layout: str, value: float, target: Target) -> None:
+    """Single elements: in the corners, where padding crops, and inside."""
+    for dtype in (torch.float32, torch.float16):
+        x, w, b = geometry.tensors(dtype, target.device)
+        n, c, h, w_side = geometry.input
+        for place in ((0, 0, 0, 0), (n - 1, c - 1, h - 1, w_side - 1), (n // 2, c // 2, h // 2, w_side // 3)):
+            spoilt = x.clone()
+            spoilt[place] = value
+            spoilt = LAYOUTS[layout](spoilt)
+            assert_placement(
+                run(spoilt, w, b, geometry), spoilt, w, b, geometry, kernel_of(target, spoilt, w, b, geometry)
+            )
+
+
+@geometries
+@layouts
+@values
+def test_in_the_weight(geometry: Geometry, layout: str, value: float, target: Target) -> None:
+    """Single taps: the corners of the filter, and its middle."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w, b = geometry.tensors(dtype, target.device)
+        x = LAYOUTS[layout](x)
+        last = [side - 1 for side in geometry.weight]
+        for place in ((0, 0, 0, 0), tuple(last), (last[0] // 2, last[1] // 2, last[2] // 2, last[3] // 2)):
+            spoilt = w.clone()
+            spoilt[place] = value
+            assert_placement(
+                run(x, spoilt, b, geometry), x, spoilt, b, geometry, kernel_of(target, x, spoilt, b, geometry)
+            )
+
+
+@geometries
+@values
+def test_in_the_bias(geometry: Geometry, value: float, target: Target) -> None:
+    """One channel, all of it, and nothing else."""
+    x, w, b = geometry.tensors(torch.float32, target.device)
+    assert b is not None
+    b[-1] = value
+    out = run(x, w, b, geometry)
+    assert torch.isfinite(out[:, :-1]).all()
+    assert torch.equal(out[:, -1], torch.full_like(out[:, -1], value)) or torch.isnan(out[:, -1]).all()
+    assert torch.isnan(out[:, -1]).any() == (value != value)
+
+
+@geometries
+def test_opposite_infinities_meet(geometry: Geometry, target: Target) -> None:
+    """Where inf and -inf meet the sum is NaN, elsewhere each keeps its sign; zero times inf is NaN."""
+    x, w, b = geometry.tensors(torch.float32, target.device)
+    w = w.abs() + 0.5
+    x[0, 0, 0, 0], x[0, 0, -1, -1] = INF, -INF
+    assert_placement(run(x, w, b, geometry), x, w, b, geometry, kernel_of(target, x, w, b, geometry))
+    w[0, 0] = 0
+    assert_placement(run(x, w, b, geometry), x, w, b, geometry, kernel_of(target, x, w, b, geometry))
+
+
+def test_the_footprint_of_a_weight() -> None:
+    """The footprint against the definition, tap by tap."""
+    for geometry in GEOMETRIES:
+        w = torch.zeros(geometry.weight)
+        w[0, 0, -1, 0] = NAN
+        reach = reach_of_weight(w, geometry)
+        assert reach.shape[-2:] == geometry.output[-2:]
+        group_output = 0
+        for row in range(geometry.output[-2]):
+            offset = row + geometry.padding[0] - (geometry.kernel[0] - 1) * geometry.dilation[0]
+            for column in range(geometry.output[-1]):
+                hit = offset % geometry.stride[0] == 0 and (column + geometry.padding[1]) % geometry.stride[1] == 0
+                assert bool(reach[0, group_output, row, column]) == hit
+        assert not reach[0, 1:].any()
