@@ -99,7 +99,7 @@ std::string device_name(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";
   if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
   int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   return type == aoti_torch_device_type_meta() ? "meta" : "device type " + std::to_string(type);
 }
 
@@ -284,17 +284,17 @@ Layout output_layout(const Problem& p, int64_t rank) {
 
 Tensor allocate(const Layout& layout, int32_t dtype, const Tensor& like) {
   int32_t device_type = 0, device_index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      layout.dim, layout.sizes.data(), layout.strides.data(), dtype, device_type, device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(layout.dim, layout.sizes.data(), layout.strides.data(),
+                                                  dtype, device_type, device_index, &handle));
   return Tensor(handle);
 }
 
 Tensor allocate(const Layout& layout, const Tensor& like) {
   int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   return allocate(layout, dtype, like);
 }
 
@@ -306,8 +306,7 @@ Tensor call_aten(const Arguments& a) {
   using torch::stable::detail::to;
   StableIValue stack[8] = {from(a.input),   from(a.weight),         from(a.bias),   from(a.stride),
                            from(a.padding), from(a.output_padding), from(a.groups), from(a.dilation)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::conv_transpose2d", "input", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv_transpose2d", "input", stack, TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
 
@@ -471,7 +470,7 @@ Tensor conv_transpose2d_cuda(const Arguments& a) {
   // From the caching allocator, on the current stream: it may be reused once what is launched here has run.
   const std::optional<Tensor> workspace = allocate_workspace(plan, a.input);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   check_cuda(launch(plan, problem, workspace.has_value() ? workspace->mutable_data_ptr() : nullptr,
                     static_cast<cudaStream_t>(stream)),
              kernel_name(plan.kernel));
