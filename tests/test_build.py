@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -172,3 +174,21 @@ def test_source_hash_notices_every_change(tmp_path: Path) -> None:
     (copy / "setup.py").write_text((copy / "setup.py").read_text() + "\n")
     hashes.append(source_hash(copy))
     assert len(set(hashes)) == len(hashes)
+
+
+def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    skipped = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", ".hypothesis", "__pycache__"
+    )
+    shutil.copytree(ROOT, tree, ignore=skipped)
+    command = [sys.executable, "-c", "import setuptools.build_meta as b; print(b.build_sdist('sdist'))"]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True)
+    (sdist,) = (tree / "sdist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.split("/", 1)[-1] for name in archive.getnames()}
+    folders = ("cuda", "include", "src/convt_ext")
+    needed = [path for folder in folders for path in (tree / folder).rglob("*") if path.is_file()]
+    names = {str(path.relative_to(tree)) for path in needed}
+    assert len(names) > 20
+    assert names | {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= packed
