@@ -55,7 +55,7 @@ struct TileSimtSearch {
   double best_cycles = std::numeric_limits<double>::infinity();
 
   // Cycles that an SM spends on one block: counts of what the kernel's loops do, with weights fitted to some
-  // 7,000 timed launches of the benchmark cases on an H100 (the choice then takes 1.05 times the best
+  // 7,000 timed launches of the benchmark cases on an H100 (the choice then takes 1.04 times the best
   // candidate's time on average). Only the order of the candidates matters.
   double block_cycles(const TileSimtLaunch& launch, const TileSimtConfig& config,
                       const TileSimtShared& shared) const {

@@ -87,7 +87,7 @@ struct TileSimtLaunch {
 
 // The block's shared memory, in bytes from its start:
 //
-//   tap table     [taps of the filter] {offset into the weight, offset into the input tile}
+//   tap table     [taps of the filter] {tap along H, along W, offset into the input tile}
 //   input         [buffers][channel_chunk / channel_vector][plane][channel_vector] float
 //   weights       [2][tap_chunk][channel_chunk][couts] float
 //   output rows   [couts][images * rows][pitch] element of the output; NCHW output only
