@@ -117,7 +117,9 @@ def test_symbolic_sizes(sample: Geometry, layout: str) -> None:
             assert fake.shape[axis].node.hint == real.shape[axis]
         else:
             assert fake.shape[axis] == real.shape[axis]
-    assert not shape_env.replacements, "a symbolic size was specialised"
+    # torch 2.10 itself specialises what makes a side 1 long when it allocates the output.
+    if min(real.shape[-2:]) > 1:
+        assert not shape_env.replacements, "a symbolic size was specialised"
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
