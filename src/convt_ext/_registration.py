@@ -38,10 +38,6 @@ def _fake(
 # ---------------------------------------------------------------- autograd
 
 
-def _pair(values: Sequence[int]) -> list[int]:
-    return expand("", values)
-
-
 class _Function(torch.autograd.function._SingleLevelFunction):
     """The operator with its derivatives. Arguments are the keys left to dispatch to, then those of the operator.
 
@@ -60,7 +56,14 @@ class _Function(torch.autograd.function._SingleLevelFunction):
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.geometry = stride, padding, output_padding, groups, dilation
+        ctx.output_shape = output.shape
+        ctx.geometry = (
+            expand("stride", stride),
+            expand("padding", padding),
+            expand("output_padding", output_padding),
+            groups,
+            expand("dilation", dilation),
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -73,11 +76,11 @@ class _Function(torch.autograd.function._SingleLevelFunction):
             x if batched else x.unsqueeze(0),
             weight,
             ctx.bias_sizes,
-            _pair(stride),
-            _pair(padding),
-            _pair(dilation),
+            stride,
+            padding,
+            dilation,
             True,  # transposed
-            _pair(output_padding),
+            output_padding,
             groups,
             list(ctx.needs_input_grad[1:4]),
         )
@@ -95,9 +98,7 @@ class _Function(torch.autograd.function._SingleLevelFunction):
         if dweight is not None:
             terms.append(_operator(x, dweight, None, *ctx.geometry))
         if dbias is not None:
-            terms.append(dbias.reshape(-1, 1, 1))
-        if len(terms) == 1 and dbias is not None:
-            terms.append(torch.zeros_like(_operator(x, weight, None, *ctx.geometry)))
+            terms.append(dbias.reshape(-1, 1, 1).expand(ctx.output_shape))
         return sum(terms[1:], start=terms[0])
 
 
