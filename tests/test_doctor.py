@@ -69,22 +69,24 @@ def test_import_without_torch(tmp_path: Path) -> None:
     assert "No module named 'torch'" in result.stderr
 
 
-def test_import_without_the_library(tmp_path: Path) -> None:
-    """A copy of the Python files alone, as in a source tree."""
-    package = tmp_path / "convt_ext"
+def copy_python_files(folder: Path) -> Path:
+    """Copies the package without its library, as in a source tree, and returns where it went."""
+    package = folder / "convt_ext"
     package.mkdir()
     for file in Path(convt_ext.__file__).parent.glob("*.py"):
         (package / file.name).write_text(file.read_text())
+    return package
+
+
+def test_import_without_the_library(tmp_path: Path) -> None:
+    copy_python_files(tmp_path)
     result = run_python("import convt_ext", env={"PYTHONPATH": str(tmp_path)}, check=False)
     assert result.returncode == 1
     assert "ImportError: convt_ext has no compiled library at" in result.stderr
 
 
 def test_import_with_a_broken_library(tmp_path: Path) -> None:
-    package = tmp_path / "convt_ext"
-    package.mkdir()
-    for file in Path(convt_ext.__file__).parent.glob("*.py"):
-        (package / file.name).write_text(file.read_text())
+    package = copy_python_files(tmp_path)
     (package / "_C.so").write_bytes(b"not a library")
     result = run_python("import convt_ext", env={"PYTHONPATH": str(tmp_path)}, check=False)
     assert result.returncode == 1
@@ -103,18 +105,3 @@ def test_library_path() -> None:
 def test_public_names() -> None:
     assert sorted(convt_ext.__all__) == ["ConvTranspose2d", "__version__", "conv_transpose2d", "library_path", "plan"]
     assert (Path(convt_ext.__file__).parent / "py.typed").is_file()
-
-
-def test_docstring_examples() -> None:
-    """Every example in the documentation runs."""
-    code = """
-import doctest
-import sys
-import convt_ext
-from convt_ext import _library, functional, modules
-
-results = [doctest.testmod(module) for module in (convt_ext, _library, functional, modules)]
-assert sum(result.attempted for result in results) >= 6, results
-sys.exit(sum(result.failed for result in results))
-"""
-    run_python(code)

@@ -118,7 +118,7 @@ def test_symbolic_sizes(sample: Geometry, layout: str) -> None:
         else:
             assert fake.shape[axis] == real.shape[axis]
     # torch 2.10 itself specialises what makes a side 1 long when it allocates the output.
-    if min(real.shape[-2:]) > 1:
+    if min(real.shape[-2:]) > 1 or not torch.__version__.startswith("2.10."):
         assert not shape_env.replacements, "a symbolic size was specialised"
 
 
