@@ -370,7 +370,7 @@ bool is_set(const char* value) { return value != nullptr && *value != '\0' && st
 // made.
 Plan plan_for(const Problem& p, int device, const char* forced) {
   const DeviceLimits& limits = device_limits(device);
-  // All that make_plan reads. An entry is a few hundred bytes; a model has tens of layers, a thread a few
+  // All that make_plan reads. An entry is some 2 KB; a model has tens of layers, a thread a few
   // models.
   using Key = std::array<int64_t, 23>;
   struct Hash {
@@ -447,12 +447,21 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
       return problem.dtype == DType::kFloat32
                  ? launch_tile_simt_fp32(problem, plan.tile_simt, workspace, stream)
                  : launch_tile_simt_fp16(problem, plan.tile_simt, workspace, stream);
+    case Kernel::kTileMma: {
+      const cudaError_t error = launch_pack_fragments(problem, plan.tile_mma, workspace, stream);
+      if (error != cudaSuccess) return error;
+      return problem.dtype == DType::kFloat16
+                 ? launch_tile_mma_fp16(problem, plan.tile_mma, workspace, stream)
+                 : launch_tile_mma_bf16(problem, plan.tile_mma, workspace, stream);
+    }
   }
   return cudaErrorInvalidValue;
 }
 
 std::optional<Tensor> allocate_workspace(const Plan& plan, const Tensor& like) {
-  const size_t bytes = plan.kernel == Kernel::kTileSimt ? plan.tile_simt.workspace_bytes : 0;
+  const size_t bytes = plan.kernel == Kernel::kTileSimt  ? plan.tile_simt.workspace_bytes
+                       : plan.kernel == Kernel::kTileMma ? plan.tile_mma.workspace_bytes
+                                                         : 0;
   if (bytes == 0) return std::nullopt;
   return allocate({1, {static_cast<int64_t>(bytes)}, {1}}, aoti_torch_dtype_uint8(), like);
 }

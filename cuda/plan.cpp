@@ -7,27 +7,10 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "plan_common.h"
+
 namespace convt {
 namespace {
-
-constexpr int64_t kMaxGrid = std::numeric_limits<int32_t>::max();
-// Coordinates inside the tiled kernels are 32-bit; this leaves room for sums of two of them.
-constexpr int64_t kMaxCoordinate = int64_t{1} << 30;
-// Shared memory that the runtime reserves in every block.
-constexpr int64_t kReservedSharedBytes = 1024;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t next_power_of_two(int64_t value) {
-  int64_t power = 1;
-  while (power < value) power *= 2;
-  return power;
-}
-
-bool axis_fits_32_bits(const Axis& axis) {
-  return axis.input < kMaxCoordinate && axis.output + axis.padding < kMaxCoordinate &&
-         axis.stride < kMaxCoordinate && axis.kernel * axis.dilation + axis.stride < kMaxCoordinate;
-}
 
 // Why `tile_simt` cannot compute a problem, or null.
 const char* tile_simt_obstacle(const Problem& p) {
@@ -38,7 +21,7 @@ const char* tile_simt_obstacle(const Problem& p) {
     return "the filter has more taps than its table holds";
   }
   if (p.h.stride > kTileSimtMaxStride || p.w.stride > kTileSimtMaxStride) return "its stride is too large";
-  if (!axis_fits_32_bits(p.h) || !axis_fits_32_bits(p.w)) return "its coordinates have 32 bits";
+  if (!fits_32_bits(p.h) || !fits_32_bits(p.w)) return "its coordinates have 32 bits";
   if (p.batch >= kMaxCoordinate || p.cin() >= kMaxCoordinate || p.cout() >= kMaxCoordinate) {
     return "its coordinates have 32 bits";
   }
@@ -216,11 +199,26 @@ bool plan_tile_simt(const Problem& problem, const DeviceLimits& device, TileSimt
   return true;
 }
 
+bool plan_tile_mma(const Problem& problem, const DeviceLimits& device, TileMmaLaunch* launch) {
+  double best = std::numeric_limits<double>::infinity();
+  visit_tile_mma(problem, device, [&](const TileMmaLaunch& candidate, double cycles) {
+    if (cycles >= best) return;
+    best = cycles;
+    *launch = candidate;
+  });
+  return best < std::numeric_limits<double>::infinity();
+}
+
 // Neighbouring channels of an NHWC tensor lie in different groups when a group has few of them: a block that
 // computes one group would then read and write single elements far apart, and one thread per output does
 // better.
 bool groups_split_vectors(const Problem& p) {
   return p.output_channels_last && p.groups > 1 && p.cout_per_group < 4;
+}
+
+// A channel step of 16 is mostly padding when a group has fewer channels than half of it.
+bool fills_tensor_cores(const Problem& p) {
+  return p.cin_per_group >= 8 && (p.groups == 1 || p.cout_per_group >= 8);
 }
 
 }  // namespace
@@ -233,35 +231,46 @@ const char* kernel_name(Kernel kernel) {
       return "generic";
     case Kernel::kTileSimt:
       return "tile_simt";
+    case Kernel::kTileMma:
+      return "tile_mma";
   }
   return "unknown";
 }
 
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced) {
   const std::string name = forced == nullptr ? "" : forced;
-  const bool force_generic = name == kernel_name(Kernel::kGeneric);
-  const bool force_tile_simt = name == kernel_name(Kernel::kTileSimt);
-  if (!name.empty() && !force_generic && !force_tile_simt) {
-    throw std::invalid_argument("CONVT_KERNEL must be generic or tile_simt, got " + name);
+  const auto forces = [&name](Kernel kernel) { return name == kernel_name(kernel); };
+  if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kTileSimt) && !forces(Kernel::kTileMma)) {
+    throw std::invalid_argument("CONVT_KERNEL must be generic, tile_simt or tile_mma, got " + name);
   }
 
   Plan plan;
   if (problem.output_elements() == 0) return plan;
-  plan.kernel = Kernel::kGeneric;
-  if (force_generic) return plan;
-
-  const char* obstacle = tile_simt_obstacle(problem);
-  if (obstacle == nullptr && (force_tile_simt || !groups_split_vectors(problem))) {
-    if (plan_tile_simt(problem, device, &plan.tile_simt)) {
-      plan.kernel = Kernel::kTileSimt;
-    } else {
+  const char* obstacle = nullptr;
+  if (name.empty() || forces(Kernel::kTileMma)) {
+    obstacle = tile_mma_obstacle(problem, device);
+    if (obstacle == nullptr && (!name.empty() || fills_tensor_cores(problem))) {
+      if (plan_tile_mma(problem, device, &plan.tile_mma)) {
+        plan.kernel = Kernel::kTileMma;
+        return plan;
+      }
       obstacle = "no tile with its halo fits in shared memory";
     }
   }
-  if (force_tile_simt && obstacle != nullptr) {
-    throw std::invalid_argument(std::string("CONVT_KERNEL=tile_simt cannot compute this problem: ") +
-                                obstacle);
+  if (name.empty() || forces(Kernel::kTileSimt)) {
+    obstacle = tile_simt_obstacle(problem);
+    if (obstacle == nullptr && (!name.empty() || !groups_split_vectors(problem))) {
+      if (plan_tile_simt(problem, device, &plan.tile_simt)) {
+        plan.kernel = Kernel::kTileSimt;
+        return plan;
+      }
+      obstacle = "no tile with its halo fits in shared memory";
+    }
   }
+  if (!name.empty() && obstacle != nullptr) {
+    throw std::invalid_argument("CONVT_KERNEL=" + name + " cannot compute this problem: " + obstacle);
+  }
+  plan.kernel = Kernel::kGeneric;
   return plan;
 }
 
@@ -275,6 +284,18 @@ std::string describe(const Plan& plan) {
          << t.rows << "x" << t.cols << " channels=" << t.channel_chunk << "x" << t.channel_chunks
          << " taps=" << t.tap_chunk << " row_phases=" << t.row_phases << " workspace=" << t.workspace_bytes
          << " threads=" << config.threads() << " shared=" << t.shared_bytes << " blocks=" << t.blocks();
+  }
+  if (plan.kernel == Kernel::kTileMma) {
+    const TileMmaLaunch& t = plan.tile_mma;
+    const TileMmaConfig& config = kTileMmaConfigs[t.config];
+    line << " config=" << t.config << " rows=" << config.rows() << "x" << config.warps_m
+         << " pixels=" << config.pixels() << " tile=" << t.images << "x" << t.rows << "x" << t.cols
+         << " couts=" << t.couts() << "x" << t.cout_tiles << " phases=" << t.taps_h.set_size << "x"
+         << t.taps_w.set_size << " crop=" << t.taps_h.crop << "," << t.taps_w.crop
+         << " row_tiles=" << t.row_tiles_per_block << " steps=" << t.chunk_steps << "x" << t.chunks
+         << " splits=" << t.splits << " vector=" << t.load_vector << " flat=" << t.flat_rows
+         << " workspace=" << t.workspace_bytes << " threads=" << config.threads()
+         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
   }
   return line.str();
 }

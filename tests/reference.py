@@ -12,6 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Kernels by name, and the dtypes that each takes.
+KERNEL_DTYPES = {
+    "generic": DTYPES,
+    "tile_simt": (torch.float16, torch.bfloat16, torch.float32),
+    "tile_mma": (torch.float16, torch.bfloat16),
+}
+# Kernels that a test of any dtype may force; the plan chooses tile_mma for 16-bit types without being forced.
 CUDA_KERNELS = ("generic", "tile_simt")
 NEEDS_CUDA = (
     pytest.mark.gpu,

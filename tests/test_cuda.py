@@ -11,7 +11,7 @@ import pytest
 import torch
 from reference import (
     CUDA_KERNELS,
-    DTYPES,
+    KERNEL_DTYPES,
     LAYOUTS,
     NEEDS_CUDA,
     Geometry,
@@ -197,7 +197,7 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = SMALL.tensors(torch.float32, "cuda")
     monkeypatch.setenv("CONVT_KERNEL", "fastest")
     for function in (convt_ext.conv_transpose2d, convt_ext.plan):
-        with pytest.raises(RuntimeError, match="CONVT_KERNEL must be generic or tile_simt, got fastest"):
+        with pytest.raises(RuntimeError, match="CONVT_KERNEL must be generic, tile_simt or tile_mma, got fastest"):
             function(*tensors, **SMALL.arguments)
 
 
@@ -339,7 +339,7 @@ SANITIZED = (
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("kernel", "dtype"),
-    [("generic", dtype) for dtype in DTYPES] + [("tile_simt", dtype) for dtype in DTYPES if dtype != torch.float64],
+    [(kernel, dtype) for kernel, dtypes in KERNEL_DTYPES.items() for dtype in dtypes],
     ids=str,
 )
 def test_small_problems(forced: str, layout: str, dtype: torch.dtype) -> None:

@@ -10,7 +10,11 @@ from processes import run
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all")
-PROGRAMS: dict[str, tuple[str, ...]] = {"test_divisor": (), "test_phases": (), "test_plan": ("cuda/plan.cpp",)}
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "test_divisor": (),
+    "test_phases": (),
+    "test_plan": ("cuda/plan.cpp", "cuda/plan_tile_mma.cpp"),
+}
 
 pytestmark = [
     pytest.mark.slow_matrix,

@@ -21,4 +21,14 @@ cudaError_t launch_tile_simt_fp32(const Problem& problem, const TileSimtLaunch& 
 cudaError_t launch_tile_simt_fp16(const Problem& problem, const TileSimtLaunch& launch, const void* workspace,
                                   cudaStream_t stream);
 
+// Writes launch.packed_bytes to `workspace`; before launch_tile_mma_*.
+cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                                  cudaStream_t stream);
+
+// The tensor-core paths. `workspace` has launch.workspace_bytes and begins with the packed weight.
+cudaError_t launch_tile_mma_fp16(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                                 cudaStream_t stream);
+cudaError_t launch_tile_mma_bf16(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                                 cudaStream_t stream);
+
 }  // namespace convt

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "convt/problem.h"
+#include "convt/tile_mma.h"
 #include "convt/tile_simt.h"
 
 namespace convt {
@@ -21,6 +22,7 @@ enum class Kernel {
   kNone,  // an empty output: nothing to launch
   kGeneric,
   kTileSimt,
+  kTileMma,
 };
 
 const char* kernel_name(Kernel kernel);
@@ -28,6 +30,7 @@ const char* kernel_name(Kernel kernel);
 struct Plan {
   Kernel kernel = Kernel::kNone;
   TileSimtLaunch tile_simt;  // when kernel is kTileSimt
+  TileMmaLaunch tile_mma;    // when kernel is kTileMma
 };
 
 // Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best.

@@ -59,6 +59,13 @@ struct Problem {
   int64_t output_elements() const { return batch * cout() * h.output * w.output; }
 };
 
+// Strides of the output, which is dense.
+inline ActivationStrides dense_output_strides(const Problem& problem) {
+  const int64_t c = problem.cout(), h = problem.h.output, w = problem.w.output;
+  return problem.output_channels_last ? ActivationStrides{h * w * c, 1, w * c, c}
+                                      : ActivationStrides{c * h * w, h * w, w, 1};
+}
+
 inline int64_t element_size(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:

@@ -121,9 +121,67 @@ void check_limits(const Problem& p, const convt::TileSimtLaunch& launch, const D
   CHECK(p.h.kernel * p.w.kernel <= convt::kTileSimtMaxTaps, context);
 }
 
+// Every tap carries its input to each of its outputs through exactly one offset.
+void check_taps(const Axis& axis, const convt::AxisTaps& taps, int points, const std::string& context) {
+  CHECK(int64_t{points} * axis.stride >= axis.output + taps.crop, context);
+  CHECK((int64_t{points} - 1) * axis.stride < axis.output + taps.crop, context);
+  CHECK(taps.crop >= 0 && taps.crop < axis.stride && taps.sets * taps.set_size >= axis.stride, context);
+  for (int r = 0; r < axis.stride; ++r) {
+    const int set = r / taps.set_size;
+    int64_t found = 0, expected = 0;
+    for (int i = taps.begin[set]; i < taps.begin[set + 1]; ++i) {
+      const int offset = taps.offset[i];
+      CHECK(offset >= taps.least_offset && offset <= taps.least_offset + taps.span, context);
+      const bool listed = (taps.phases[i] >> (r - set * taps.set_size) & 1) != 0;
+      const int tap = taps.tap(r, offset);
+      CHECK(listed == (tap >= 0), context);
+      // Output o = stride * q + r - crop sits at o + padding; input q + offset reaches it through this tap.
+      if (listed) {
+        CHECK(offset * axis.stride + tap * axis.dilation == r - taps.crop + axis.padding, context);
+        ++found;
+      }
+    }
+    for (int64_t k = 0; k < axis.kernel; ++k) {
+      expected += (r - taps.crop + axis.padding - k * axis.dilation) % axis.stride == 0;
+    }
+    CHECK(found == expected, context);
+  }
+}
+
+void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const DeviceLimits& device,
+                    const std::string& context) {
+  const convt::TileMmaConfig& config = convt::kTileMmaConfigs[launch.config];
+  check_taps(p.h, launch.taps_h, launch.grid_h, context);
+  check_taps(p.w, launch.taps_w, launch.grid_w, context);
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  covers(launch.tiles_m, launch.row_tiles_per_block, launch.row_tiles());
+  covers(launch.tiles_w, launch.cols, launch.grid_w);
+  covers(launch.tiles_h, launch.rows, launch.grid_h);
+  covers(launch.tiles_n, launch.images, p.batch);
+  covers(launch.cout_tiles, launch.couts(), p.cout_per_group);
+  covers(launch.channel_steps, 16, p.cin_per_group);
+  CHECK(launch.splits * launch.chunks * launch.chunk_steps >= launch.channel_steps, context);
+  CHECK(launch.groups == p.groups, context);
+  CHECK(launch.images * launch.rows * launch.cols <= config.pixels(), context);
+  const int rows = launch.couts() * launch.taps_h.set_size * launch.taps_w.set_size;
+  CHECK(rows <= config.rows() && launch.taps_h.set_size <= 32 && launch.taps_w.set_size <= 32, context);
+  CHECK(launch.grid >= 1 && launch.grid <= launch.works() && launch.works() <= 2147483647, context);
+  CHECK(launch.prefetches || (launch.chunks == 1 && launch.grid == launch.works()), context);
+  const auto shared = convt::tile_mma_shared(launch, config, 2, p.output_channels_last);
+  CHECK(shared.bytes == launch.shared_bytes, context);
+  CHECK(static_cast<int64_t>(shared.bytes) <= device.shared_bytes_per_block, context);
+  CHECK(shared.plane % 2 == 1 && shared.planes_offset % 16 == 0 && shared.rows_offset % 16 == 0 &&
+            shared.output_offset % 16 == 0 && shared.output_bytes % 16 == 0,
+        context);
+  CHECK(launch.workspace_bytes >= launch.packed_bytes && launch.packed_bytes % 16 == 0, context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
+  if (plan.kernel == Kernel::kTileMma) return check_tile_mma(p, plan.tile_mma, device, context);
   if (plan.kernel != Kernel::kTileSimt) return;
   check_coverage(p, plan.tile_simt, context);
   check_limits(p, plan.tile_simt, device, context);
@@ -163,7 +221,8 @@ void test_typical_problems() {
   for (const auto& [name, problem] : typical) {
     for (const Device& device : kDevices) {
       const std::string context = std::string(name) + " on " + device.name;
-      CHECK(convt::make_plan(problem, device.limits, nullptr).kernel == Kernel::kTileSimt, context);
+      const Kernel expected = problem.dtype == DType::kFloat32 ? Kernel::kTileSimt : Kernel::kTileMma;
+      CHECK(convt::make_plan(problem, device.limits, nullptr).kernel == expected, context);
       check_plan(problem, device.limits, nullptr, context);
     }
   }
@@ -202,7 +261,7 @@ void test_generic_is_the_last_resort() {
 void test_empty_output() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
-  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "tile_simt"}) {
+  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "tile_simt", "tile_mma"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -215,7 +274,9 @@ void test_forced_kernels() {
       const Problem p = make_problem(DType::kFloat16, 2, 8, 8, a, a, groups, channels_last);
       CHECK(convt::make_plan(p, kH100, "generic").kernel == Kernel::kGeneric, describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_simt").kernel == Kernel::kTileSimt, describe(p));
+      CHECK(convt::make_plan(p, kH100, "tile_mma").kernel == Kernel::kTileMma, describe(p));
       check_plan(p, kH100, "tile_simt", describe(p));
+      check_plan(p, kH100, "tile_mma", describe(p));
     }
   }
   std::string message;
@@ -224,7 +285,7 @@ void test_forced_kernels() {
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }
-  CHECK(message == "CONVT_KERNEL must be generic or tile_simt, got Generic", message);
+  CHECK(message == "CONVT_KERNEL must be generic, tile_simt or tile_mma, got Generic", message);
 }
 
 void test_random_problems() {
@@ -250,7 +311,7 @@ void test_random_problems() {
     const Device& device = kDevices[draw(0, 5)];
     const std::string context = describe(p) + " on " + device.name;
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
-    tiled += plan.kernel == Kernel::kTileSimt;
+    tiled += plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma;
     check_plan(p, device.limits, nullptr, context);
     // The same problem has the same plan.
     CHECK(convt::describe(plan) == convt::describe(convt::make_plan(p, device.limits, nullptr)), context);

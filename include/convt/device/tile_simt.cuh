@@ -637,9 +637,7 @@ Params<T> make_params(const Problem& problem, const TileSimtLaunch& launch, cons
   p.input_stride = problem.input_stride;
   p.weight_stride = problem.weight_stride;
   p.bias_stride = problem.bias_stride;
-  const int64_t c = problem.cout(), h = problem.h.output, w = problem.w.output;
-  p.output_stride = problem.output_channels_last ? ActivationStrides{h * w * c, 1, w * c, c}
-                                                 : ActivationStrides{c * h * w, h * w, w, 1};
+  p.output_stride = dense_output_strides(problem);
   p.batch = static_cast<int>(problem.batch);
   p.cin_per_group = static_cast<int>(problem.cin_per_group);
   p.cout_per_group = static_cast<int>(problem.cout_per_group);

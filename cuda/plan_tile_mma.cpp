@@ -1,0 +1,323 @@
+// Which launches of tile_mma can compute a problem, and what each should cost.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <vector>
+
+#include "convt/plan.h"
+#include "plan_common.h"
+
+namespace convt {
+namespace {
+
+// Fills `taps`; false if an offset leaves 32 bits.
+bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
+  taps->stride = static_cast<int>(axis.stride);
+  taps->dilation = static_cast<int>(axis.dilation);
+  taps->kernel = static_cast<int>(axis.kernel);
+  taps->crop = crop;
+  taps->reach = static_cast<int>(axis.padding) - crop;
+  taps->set_size = set_size;
+  taps->sets = static_cast<int>(ceil_div(axis.stride, set_size));
+  int64_t least = std::numeric_limits<int64_t>::max(), most = std::numeric_limits<int64_t>::min();
+  int entries = 0;
+  for (int set = 0; set < taps->sets; ++set) {
+    std::map<int64_t, uint32_t> phases_of_offset;
+    for (int j = 0; j < set_size && set * set_size + j < axis.stride; ++j) {
+      for (int64_t k = 0; k < axis.kernel; ++k) {
+        const int64_t distance = set * set_size + j + taps->reach - k * axis.dilation;
+        if (distance % axis.stride == 0) phases_of_offset[distance / axis.stride] |= 1u << j;
+      }
+    }
+    taps->begin[set] = static_cast<int16_t>(entries);
+    for (const auto& [offset, phases] : phases_of_offset) {
+      if (offset <= -kMaxCoordinate || offset >= kMaxCoordinate) return false;
+      least = std::min(least, offset);
+      most = std::max(most, offset);
+      taps->offset[entries] = static_cast<int32_t>(offset);
+      taps->phases[entries] = phases;
+      ++entries;
+    }
+  }
+  taps->begin[taps->sets] = static_cast<int16_t>(entries);
+  if (most - least >= kMaxCoordinate) return false;
+  taps->least_offset = static_cast<int>(least);
+  taps->span = static_cast<int>(most - least);
+  return true;
+}
+
+// Whether all phases of every set have the same offsets, so that they may share a block of rows.
+bool phases_agree(const AxisTaps& taps) {
+  if (taps.stride % taps.set_size != 0) return false;
+  const uint32_t all = taps.set_size == 32 ? ~0u : (1u << taps.set_size) - 1;
+  return std::all_of(taps.phases, taps.phases + taps.begin[taps.sets],
+                     [all](uint32_t p) { return p == all; });
+}
+
+// Blocks of 16 rows that one row tile multiplies, summed over its set's offsets.
+int64_t multiplied_blocks(const TileMmaLaunch& launch, int blocks_m, int set_h, int set_w) {
+  const AxisTaps &h = launch.taps_h, &w = launch.taps_w;
+  int64_t count = 0;
+  for (int i = h.begin[set_h]; i < h.begin[set_h + 1]; ++i) {
+    for (int j = w.begin[set_w]; j < w.begin[set_w + 1]; ++j) {
+      for (int block = 0; block < blocks_m; ++block) {
+        const int phase = 16 * block >> launch.log2_couts;
+        const int phase_h = phase / w.set_size, phase_w = phase % w.set_size;
+        count +=
+            phase_h < h.set_size && (h.phases[i] >> phase_h & 1) != 0 && (w.phases[j] >> phase_w & 1) != 0;
+      }
+    }
+  }
+  return count;
+}
+
+struct Search {
+  const Problem& problem;
+  const DeviceLimits& device;
+  const TileMmaVisitor& visit;
+  int64_t size = element_size(problem.dtype);
+
+  // Sums over the phase sets of one tile of output channels.
+  struct Work {
+    double blocks = 0, offsets = 0;
+  };
+  Work work = {};
+
+  double estimate(const TileMmaLaunch& launch, const TileMmaConfig& config,
+                  const TileMmaShared& shared) const {
+    const double row_tiles = std::min(launch.row_tiles_per_block, launch.row_tiles());
+    const double steps = static_cast<double>(launch.channel_steps) / launch.splits;
+    const double share = row_tiles / launch.phase_sets();
+    const double products = work.blocks * share * steps * config.warps_n;  // of a block with a warp's pixels
+    const double fragments = work.offsets * share * steps * config.warps_n;
+    const double tensor = products * config.blocks_n * 1.7;
+    const double level1 = products * 4 + fragments * config.blocks_n * 2;
+    const double rounds = launch.chunks > 1 ? std::ceil(row_tiles / config.warps_m) : 1;
+    const double pixels = static_cast<double>(launch.images) * launch.rows * launch.cols;
+    const double input =
+        static_cast<double>(launch.images) * shared.input_rows * shared.input_cols * 2 * kChannels() * steps;
+    const double load = input * rounds * (launch.input_channels_last ? 0.04 : 0.08);
+    const double output =
+        pixels * row_tiles * launch.couts() * launch.taps_h.set_size * launch.taps_w.set_size;
+    const double store = output * 0.1 * (launch.splits > 1 ? 3 : 1);
+    const double bytes = static_cast<double>(size) * (input + output * (launch.splits > 1 ? 5 : 1));
+    constexpr double kBytesPerCycle = 12;
+    return std::max(std::max(tensor, level1) + load + store, bytes / kBytesPerCycle) + 1500 +
+           (launch.chunks > 1 ? rounds * launch.chunks * 600 : 0);
+  }
+
+  int kChannels() const { return 16 / static_cast<int>(size); }
+
+  void consider(TileMmaLaunch launch) {
+    const TileMmaConfig& config = kTileMmaConfigs[launch.config];
+    // A loose bound in 64 bits first, so that the exact sizes below cannot wrap.
+    const int64_t plane = int64_t{launch.images} * (launch.rows + int64_t{launch.taps_h.span}) *
+                          (launch.cols + int64_t{launch.taps_w.span});
+    if (plane * 32 * launch.chunk_steps > device.shared_bytes_per_block) return;
+    launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
+    launch.tiles_m = ceil_div(launch.row_tiles(), launch.row_tiles_per_block);
+    launch.tiles_w = ceil_div(launch.grid_w, launch.cols);
+    launch.tiles_h = ceil_div(launch.grid_h, launch.rows);
+    launch.tiles_n = ceil_div(problem.batch, launch.images);
+    launch.groups = problem.groups;
+    // Factors below 2^31 each; in floating point the products cannot wrap.
+    const double pixel_tiles = static_cast<double>(launch.tiles_w) * launch.tiles_h * launch.tiles_n;
+    const double blocks = pixel_tiles * launch.tiles_m * launch.splits * launch.groups;
+    if (blocks > static_cast<double>(kMaxGrid)) return;
+    const int64_t steps = int64_t{launch.splits} * launch.chunks * launch.chunk_steps;
+    const double fragments =
+        (static_cast<double>(launch.groups) * launch.row_tiles() * steps * launch.max_offsets + 1) *
+        config.blocks_m * 32;
+    if (fragments > static_cast<double>(kMaxGrid) * 16) return;
+    launch.packed_bytes = static_cast<size_t>(fragments) * 16;
+    launch.workspace_bytes = launch.packed_bytes;
+    if (launch.splits > 1) {
+      const double sums =
+          pixel_tiles * launch.groups * launch.row_tiles() * config.rows() * config.pixels() * launch.splits;
+      if (sums > static_cast<double>(kMaxGrid)) return;
+      launch.workspace_bytes += static_cast<size_t>(sums) * 4;
+    }
+    const auto fit = [&] {
+      const TileMmaShared shared =
+          tile_mma_shared(launch, config, static_cast<int>(size), problem.output_channels_last);
+      const int64_t bytes = static_cast<int64_t>(shared.bytes);
+      const int64_t resident =
+          std::min<int64_t>(device.shared_bytes_per_sm / (bytes + kReservedSharedBytes), config.min_blocks);
+      launch.shared_bytes = shared.bytes;
+      launch.grid = std::min(launch.works(), std::max<int64_t>(1, resident) * device.sm_count);
+      return bytes > device.shared_bytes_per_block ? 0 : std::max<int64_t>(1, resident);
+    };
+    launch.prefetches = false;
+    int64_t resident = fit();
+    if (launch.chunks > 1 || launch.grid < launch.works()) {
+      launch.prefetches = true;
+      resident = fit();
+    }
+    if (resident == 0) return;
+    const TileMmaShared shared =
+        tile_mma_shared(launch, config, static_cast<int>(size), problem.output_channels_last);
+    const double latency = 1.0 + 0.15 * static_cast<double>(std::max<int64_t>(0, 3 - resident));
+    const double waves = std::max(1.0, blocks / device.sm_count);
+    const double cycles = (0.8 * std::ceil(waves) + 0.2 * waves) * latency * estimate(launch, config, shared);
+    visit(launch, cycles);
+  }
+
+  void consider_channels(TileMmaLaunch launch) {
+    const int steps = launch.channel_steps;
+    for (int splits = 1; splits <= 16 && splits <= steps; splits *= 2) {
+      launch.splits = splits;
+      const int per_split = static_cast<int>(ceil_div(steps, splits));
+      for (int chunk = per_split;; chunk = static_cast<int>(next_power_of_two(chunk) / 2)) {
+        if (chunk == per_split || chunk <= 8) {
+          launch.chunk_steps = chunk;
+          launch.chunks = static_cast<int>(ceil_div(per_split, chunk));
+          consider(launch);
+        }
+        if (chunk <= 1) break;
+      }
+      if (launch.tiles_m * launch.tiles_w * launch.tiles_h * launch.tiles_n * problem.groups >=
+          2 * device.sm_count)
+        break;
+    }
+  }
+
+  void consider_rows(TileMmaLaunch launch) {
+    const TileMmaConfig& config = kTileMmaConfigs[launch.config];
+    const int row_tiles = launch.row_tiles();
+    int last = 0;
+    for (int parts = 1; parts <= 64; parts *= 2) {
+      const int per_block =
+          static_cast<int>(ceil_div(ceil_div(row_tiles, parts), config.warps_m) * config.warps_m);
+      if (per_block == last) break;
+      last = per_block;
+      launch.row_tiles_per_block = per_block;
+      launch.tiles_m = ceil_div(row_tiles, per_block);
+      launch.tiles_w = ceil_div(launch.grid_w, launch.cols);
+      launch.tiles_h = ceil_div(launch.grid_h, launch.rows);
+      launch.tiles_n = ceil_div(problem.batch, launch.images);
+      consider_channels(launch);
+    }
+  }
+
+  void set_loads(TileMmaLaunch& launch) const {
+    const ActivationStrides& in = problem.input_stride;
+    const auto widest = [&](std::initializer_list<int64_t> numbers) {
+      int vector = kChannels();
+      for (const int64_t number : numbers) {
+        while (number % vector != 0) vector /= 2;
+      }
+      return vector;
+    };
+    if (launch.input_channels_last) {
+      launch.load_vector = widest({in.n, in.h, in.w, problem.cin_per_group});
+      return;
+    }
+    launch.load_vector = widest({in.n, in.c, in.h, problem.w.input});
+    const bool neighbours = in.h == problem.w.input && launch.cols == problem.w.input &&
+                            launch.grid_w == problem.w.input && launch.taps_w.least_offset == 0 &&
+                            launch.taps_w.span == 0 && launch.taps_h.least_offset == 0;
+    const int64_t image = problem.h.input * problem.w.input;
+    launch.flat_rows = neighbours && image < kMaxCoordinate && launch.rows > 1;
+    if (launch.flat_rows)
+      launch.load_vector = widest({in.n, in.c, image, int64_t{launch.rows} * launch.cols});
+  }
+
+  void consider_tiles(TileMmaLaunch launch) {
+    const TileMmaConfig& config = kTileMmaConfigs[launch.config];
+    work = {};
+    for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
+      for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
+        const int offsets = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w);
+        launch.max_offsets = std::max(launch.max_offsets, offsets);
+        work.offsets += offsets;
+        work.blocks += static_cast<double>(multiplied_blocks(launch, config.blocks_m, set_h, set_w));
+      }
+    }
+    int last_cols = 0;
+    for (int limit = config.pixels(); limit >= 1; limit /= 2) {
+      // Equal tiles: the same number of them, each as narrow as that allows, in whole vectors where they fit.
+      int cols = static_cast<int>(ceil_div(launch.grid_w, ceil_div(launch.grid_w, limit)));
+      if (cols != launch.grid_w && ceil_div(cols, 8) * 8 <= limit)
+        cols = static_cast<int>(ceil_div(cols, 8) * 8);
+      if (cols == last_cols) continue;
+      last_cols = cols;
+      const int row_limit = static_cast<int>(std::min<int64_t>(launch.grid_h, config.pixels() / cols));
+      launch.cols = cols;
+      launch.rows = static_cast<int>(ceil_div(launch.grid_h, ceil_div(launch.grid_h, row_limit)));
+      launch.images =
+          static_cast<int>(std::min<int64_t>(problem.batch, config.pixels() / (launch.rows * cols)));
+      set_loads(launch);
+      consider_rows(launch);
+    }
+  }
+
+  void consider_phases(TileMmaLaunch launch, int couts, int set_h, int set_w) {
+    for (const bool aligned : {true, false}) {
+      const int crop_h = aligned ? 0 : static_cast<int>(problem.h.padding % problem.h.stride);
+      const int crop_w = aligned ? 0 : static_cast<int>(problem.w.padding % problem.w.stride);
+      if (!aligned && crop_h == 0 && crop_w == 0) break;
+      if (!make_axis_taps(problem.h, crop_h, set_h, &launch.taps_h) ||
+          !make_axis_taps(problem.w, crop_w, set_w, &launch.taps_w)) {
+        return;
+      }
+      if (couts < 16 && !(phases_agree(launch.taps_h) && phases_agree(launch.taps_w))) continue;
+      launch.log2_couts = 0;
+      while (1 << launch.log2_couts < couts) ++launch.log2_couts;
+      launch.cout_tiles = static_cast<int>(ceil_div(problem.cout_per_group, couts));
+      launch.grid_h = static_cast<int>(ceil_div(problem.h.output + crop_h, problem.h.stride));
+      launch.grid_w = static_cast<int>(ceil_div(problem.w.output + crop_w, problem.w.stride));
+      consider_tiles(launch);
+    }
+  }
+
+  void run() {
+    TileMmaLaunch launch;
+    launch.channel_steps = static_cast<int>(ceil_div(problem.cin_per_group, 2 * kChannels()));
+    launch.input_channels_last = !(problem.input_stride.w == 1 && problem.input_stride.c != 1);
+    const int stride_h = static_cast<int>(problem.h.stride), stride_w = static_cast<int>(problem.w.stride);
+    const int needed = static_cast<int>(std::min<int64_t>(128, next_power_of_two(problem.cout_per_group)));
+    for (int index = 0; index < kTileMmaConfigCount; ++index) {
+      const TileMmaConfig& config = kTileMmaConfigs[index];
+      launch.config = index;
+      const int rows = config.rows();
+      // Output channels of a row tile, and as many phases as then fit: all along W before any along H.
+      for (int couts = needed; couts >= 1; couts /= 2) {
+        if (couts > rows) continue;
+        if (couts < needed && couts < 16) break;  // more than one tile of output channels: in whole blocks
+        const int slots = rows / couts;
+        const int set_w = std::min({stride_w, slots, 32});
+        if (!problem.output_channels_last && set_w < stride_w && couts > 16 && slots < config.blocks_m)
+          continue;
+        const int set_h = set_w == stride_w ? std::min({stride_h, slots / set_w, 32}) : 1;
+        consider_phases(launch, couts, set_h, set_w);
+        if (couts < 16 && slots > 1) consider_phases(launch, 16, 1, std::min(stride_w, config.blocks_m));
+      }
+    }
+  }
+};
+
+}  // namespace
+
+const char* tile_mma_obstacle(const Problem& p, const DeviceLimits& device) {
+  if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)
+    return "it has float16 and bfloat16 paths only";
+  if (device.compute_capability < 80) return "it needs compute capability 8.0";
+  for (const Axis* axis : {&p.h, &p.w}) {
+    if (axis->kernel > kTileMmaMaxSide) return "its tables hold 64 taps along an axis";
+    if (axis->stride > kTileMmaMaxSide) return "its tables hold 64 phases along an axis";
+    if (!fits_32_bits(*axis)) return "its coordinates have 32 bits";
+  }
+  if (p.h.kernel * p.w.kernel > kTileMmaMaxTaps) return "the filter has more taps than its table holds";
+  if (p.batch >= kMaxCoordinate || p.cin() >= kMaxCoordinate || p.cout() >= kMaxCoordinate) {
+    return "its coordinates have 32 bits";
+  }
+  return nullptr;
+}
+
+void visit_tile_mma(const Problem& problem, const DeviceLimits& device, const TileMmaVisitor& visit) {
+  Search{problem, device, visit}.run();
+}
+
+}  // namespace convt

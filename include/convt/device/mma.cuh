@@ -1,0 +1,79 @@
+// Tensor-core instructions of compute capability 8.0 and how their operands lie in registers (PTX
+// ISA 9.7.14).
+//
+// All three matrices are spread over the 32 lanes of a warp; group = lane / 4, member = lane % 4. In terms of
+// 4-byte registers, the fragments of 16-bit types (and of tf32, with one element where they have two) are:
+//
+//   A, 16 rows x 32 bytes   a[0]: row group,      bytes 4 * member ..      a[2]: the same row, 16 bytes on
+//                           a[1]: row group + 8,  bytes 4 * member ..      a[3]: the same row, 16 bytes on
+//   B, 32 bytes x 8 columns b[0]: column group,   bytes 4 * member ..      b[1]: the same column, 16 bytes on
+//   C, 16 x 8 floats        c[0], c[1]: row group,     columns 2 * member, 2 * member + 1
+//                           c[2], c[3]: row group + 8, the same columns
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace convt {
+
+using FragmentA = uint4;
+
+__device__ inline unsigned shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// Reads four matrices of 8 rows x 16 bytes; lane i passes the address of row i % 8 of matrix i / 8. In each
+// of them the lane receives bytes 4 * member .. of row `group`.
+__device__ inline void load_matrices(unsigned address, unsigned (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
+// Transposes a matrix of 8 x 8 16-bit elements: the lane passes elements 2 * member, 2 * member + 1 of row
+// `group`, and receives those of column `group`.
+__device__ inline unsigned transpose_matrix(unsigned x) {
+  unsigned y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+// c += a * b, one channel step.
+template <typename T>
+__device__ inline void multiply_add(float (&c)[4], const FragmentA& a, unsigned b0, unsigned b1);
+
+template <>
+__device__ inline void multiply_add<__half>(float (&c)[4], const FragmentA& a, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+template <>
+__device__ inline void multiply_add<__nv_bfloat16>(float (&c)[4], const FragmentA& a, unsigned b0,
+                                                   unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// Two sums rounded to nearest and packed, the first in the low half.
+template <typename T>
+__device__ inline unsigned pack_pair(float low, float high);
+
+template <>
+__device__ inline unsigned pack_pair<__half>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+template <>
+__device__ inline unsigned pack_pair<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+}  // namespace convt

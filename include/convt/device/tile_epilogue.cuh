@@ -1,0 +1,324 @@
+// Epilogue of the tensor-core kernels: bias, rounding, and stores of whole lines.
+//
+// Each warp works alone, on its own part of shared memory, with no barrier of the block: warps that still
+// multiply hide those that store. A warp first lays its sums out as the output has them, then copies lines:
+//
+//   NCHW   line (phase along H, output channel), elements pixel * phases_w + phase along W: the W-phases are
+//          interleaved, and a line is a piece of an output row
+//   NHWC   line (phase, pixel), elements output channel; 8 x 8 blocks of sums are transposed in registers
+//
+// Lines are output_pitch elements apart, which keeps the stores of a warp in different banks.
+#pragma once
+
+#include "convt/device/mma.cuh"
+#include "convt/device/scalar.cuh"
+#include "convt/device/tile_params.cuh"
+
+namespace convt {
+namespace tile_mma {
+
+template <typename Config>
+using Sums = float[Config::kBlocksM][Config::kBlocksN][4];
+
+// One row tile of one warp.
+template <typename T>
+struct Output {
+  T* lines;              // the warp's part of shared memory
+  int first_pixel;       // of the warp in the tile
+  int first_cout;        // of the row tile in the group
+  int couts;             // that exist, of the row tile's
+  int phase_h, phase_w;  // first of the phase set
+  int lane;
+
+  __device__ int group() const { return lane / 4; }
+  __device__ int member() const { return lane % 4; }
+};
+
+template <typename Config, typename T>
+__device__ inline void add_bias(const Params<T>& p, const Tile& tile, const Output<T>& out,
+                                Sums<Config>& sums) {
+  if (p.bias == nullptr) return;
+  const int mask = (1 << p.log2_couts) - 1;
+  const T* bias =
+      p.bias + (static_cast<int64_t>(tile.group) * p.cout_per_group + out.first_cout) * p.bias_stride;
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int cout = (16 * i + 8 * half + out.group()) & mask;
+      const float value = cout < out.couts ? widen(bias[cout * p.bias_stride]) : 0.0f;
+#pragma unroll
+      for (int j = 0; j < Config::kBlocksN; ++j) {
+        sums[i][j][2 * half] += value;
+        sums[i][j][2 * half + 1] += value;
+      }
+    }
+  }
+}
+
+template <typename T>
+__device__ inline void store_pair(T* place, float first, float second) {
+  *reinterpret_cast<unsigned*>(place) = pack_pair<T>(first, second);
+}
+
+// NCHW, one phase along W: neighbouring pixels are neighbouring elements.
+template <typename Config, typename T>
+__device__ inline void lay_single_phase(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int line = 16 * i + 8 * half + out.group();
+      if (line >= (static_cast<int>(p.taps_h.set_size) << p.log2_couts)) continue;
+      T* place = out.lines + line * p.shared.output_pitch + 2 * out.member();
+#pragma unroll
+      for (int j = 0; j < Config::kBlocksN; ++j) {
+        store_pair<T>(place + 8 * j, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+      }
+    }
+  }
+}
+
+// NCHW, two phases along W in the two halves of the row blocks: four neighbouring elements are in one lane.
+template <typename Config, typename T>
+__device__ inline void lay_two_phases(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+  constexpr int kHalf = Config::kBlocksM / 2;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      T* place = out.lines + (16 * i + 8 * half + out.group()) * p.shared.output_pitch + 4 * out.member();
+#pragma unroll
+      for (int j = 0; j < Config::kBlocksN; ++j) {
+        const float (&even)[4] = sums[i][j];
+        const float (&odd)[4] = sums[i + kHalf][j];
+        *reinterpret_cast<uint2*>(place + 16 * j) = make_uint2(
+            pack_pair<T>(even[2 * half], odd[2 * half]), pack_pair<T>(even[2 * half + 1], odd[2 * half + 1]));
+      }
+    }
+  }
+}
+
+// NCHW, any phases: element by element.
+template <typename Config, typename T>
+__device__ inline void lay_phases(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+  const int phases = p.taps_h.set_size * p.taps_w.set_size;
+  const int mask = (1 << p.log2_couts) - 1;
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * i + 8 * half + out.group();
+      if ((row >> p.log2_couts) >= phases) continue;
+      const auto phase = p.phases_w.divide(row >> p.log2_couts);
+      T* place = out.lines + ((phase.quotient << p.log2_couts) + (row & mask)) * p.shared.output_pitch +
+                 2 * out.member() * p.phases_w + phase.remainder;
+#pragma unroll
+      for (int j = 0; j < Config::kBlocksN; ++j) {
+        place[8 * j * p.phases_w] = narrow<T>(sums[i][j][2 * half]);
+        place[(8 * j + 1) * p.phases_w] = narrow<T>(sums[i][j][2 * half + 1]);
+      }
+    }
+  }
+}
+
+// NHWC.
+template <typename Config, typename T>
+__device__ inline void lay_pixels(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+  const int phases = p.taps_h.set_size * p.taps_w.set_size;
+  const int mask = (1 << p.log2_couts) - 1;
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * i + 8 * half + 2 * out.member();
+      const int phase = row >> p.log2_couts;
+      T* place =
+          out.lines + (phase * Config::kWarpPixels + out.group()) * p.shared.output_pitch + (row & mask);
+#pragma unroll
+      for (int j = 0; j < Config::kBlocksN; ++j) {
+        const unsigned pair = transpose_matrix(pack_pair<T>(sums[i][j][2 * half], sums[i][j][2 * half + 1]));
+        if (phase >= phases) continue;
+        T* at = place + 8 * j * p.shared.output_pitch;
+        if (mask != 0) {
+          *reinterpret_cast<unsigned*>(at) = pair;
+        } else {
+          // One output channel: the two rows are two phases.
+          const T* elements = reinterpret_cast<const T*>(&pair);
+          at[0] = elements[0];
+          if (phase + 1 < phases) at[Config::kWarpPixels * p.shared.output_pitch] = elements[1];
+        }
+      }
+    }
+  }
+}
+
+template <int kBytes>
+struct Piece;
+template <>
+struct Piece<16> {
+  using type = uint4;
+};
+template <>
+struct Piece<8> {
+  using type = uint2;
+};
+template <>
+struct Piece<4> {
+  using type = unsigned;
+};
+template <>
+struct Piece<2> {
+  using type = unsigned short;
+};
+
+template <int kBytes, typename T>
+__device__ inline void copy_piece(T* destination, const T* source) {
+  using Type = typename Piece<kBytes>::type;
+  *reinterpret_cast<Type*>(destination) = *reinterpret_cast<const Type*>(source);
+}
+
+// The warp's pixels fall into segments, each in one row of the grid.
+struct Segment {
+  int image, h, w;          // the output of phase 0 of its first pixel
+  int first_pixel, length;  // counted from the warp's first
+};
+
+template <typename Config, typename T, typename Visit>
+__device__ inline void for_each_segment(const Params<T>& p, const Tile& tile, const Output<T>& out,
+                                        const Visit& visit) {
+  const int end = min(out.first_pixel + Config::kWarpPixels, p.images * p.rows * p.cols);
+  for (int pixel = out.first_pixel; pixel < end;) {
+    const Point at = point_of_pixel(p, pixel);
+    const int length = min(p.cols - at.col, end - pixel);
+    const int image = tile.image + at.image;
+    if (image >= p.batch) return;
+    visit(Segment{image, (tile.grid_h + at.row) * p.taps_h.stride + out.phase_h - p.taps_h.crop,
+                  (tile.grid_w + at.col) * p.taps_w.stride + out.phase_w - p.taps_w.crop,
+                  pixel - out.first_pixel, length});
+    pixel += length;
+  }
+}
+
+// NCHW: a segment's part of a line is one run of the output where the phase set has all phases along W.
+template <typename Config, int kBytes, typename T>
+__device__ inline void write_rows(const Params<T>& p, const Tile& tile, const Output<T>& out) {
+  constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
+  const bool whole = p.phases_w == p.taps_w.stride;
+  const int first_line = out.lane >> p.log2_line_lanes, line_step = 32 >> p.log2_line_lanes;
+  const int first_element = (out.lane & ((1 << p.log2_line_lanes) - 1)) * kElements;
+  T* const group_output =
+      p.output +
+      (static_cast<int64_t>(tile.group) * p.cout_per_group + out.first_cout + first_line) * p.output_stride.c;
+  const int64_t output_step = line_step * p.output_stride.c;
+  const int line_pitch = line_step * p.shared.output_pitch;
+  for_each_segment<Config>(p, tile, out, [&](const Segment& segment) {
+    T* const image = group_output + segment.image * p.output_stride.n;
+    const int elements = segment.length * p.phases_w;
+    for (int phase = 0; phase < p.taps_h.set_size && out.phase_h + phase < p.taps_h.stride; ++phase) {
+      const int h = segment.h + phase;
+      if (h < 0 || h >= p.output_h) continue;
+      const T* const lines = out.lines + ((phase << p.log2_couts) + first_line) * p.shared.output_pitch +
+                             segment.first_pixel * p.phases_w;
+      for (int e = first_element; e < elements; e += kElements << p.log2_line_lanes) {
+        int w = segment.w + e;
+        if (!whole) {
+          const auto place = p.phases_w.divide(e);
+          if (out.phase_w + place.remainder >= p.taps_w.stride) continue;
+          w = segment.w + place.quotient * p.taps_w.stride + place.remainder;
+        }
+        // Output rows and runs are whole numbers of pieces: a piece is inside or outside.
+        if (w < 0 || w >= p.output_w) continue;
+        T* destination = image + h * p.output_stride.h + w;
+        const T* source = lines + e;
+#pragma unroll 4
+        for (int line = first_line; line < out.couts; line += line_step) {
+          copy_piece<kBytes>(destination, source);
+          destination += output_step;
+          source += line_pitch;
+        }
+      }
+    }
+  });
+}
+
+template <typename Config, int kBytes, typename T>
+__device__ inline void write_pixels(const Params<T>& p, const Tile& tile, const Output<T>& out) {
+  constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
+  const int pieces = (1 << p.log2_couts) / kElements;  // a power of two
+  const int log2_pieces = min(__ffs(pieces) - 1, 5);
+  const int first_pixel = out.lane >> log2_pieces, pixel_step = 32 >> log2_pieces;
+  T* const group_output = p.output + static_cast<int64_t>(tile.group) * p.cout_per_group + out.first_cout;
+  const int step_w = pixel_step * p.taps_w.stride;
+  const int64_t output_step = step_w * p.output_stride.w;
+  const int line_pitch = pixel_step * p.shared.output_pitch;
+  for_each_segment<Config>(p, tile, out, [&](const Segment& segment) {
+    const T* line = out.lines + (segment.first_pixel + first_pixel) * p.shared.output_pitch;
+    for (int phase_h = 0; phase_h < p.taps_h.set_size; ++phase_h) {
+      const int h = segment.h + phase_h;
+      const bool row_exists = h >= 0 && h < p.output_h && out.phase_h + phase_h < p.taps_h.stride;
+      for (int phase_w = 0; phase_w < p.taps_w.set_size;
+           ++phase_w, line += Config::kWarpPixels * p.shared.output_pitch) {
+        if (!row_exists || out.phase_w + phase_w >= p.taps_w.stride) continue;
+        for (int cout = (out.lane & ((1 << log2_pieces) - 1)) * kElements; cout < out.couts;
+             cout += 32 * kElements) {
+          int w = segment.w + phase_w + first_pixel * p.taps_w.stride;
+          T* destination = group_output + segment.image * p.output_stride.n + h * p.output_stride.h +
+                           w * p.output_stride.w + cout;
+          const T* source = line + cout;
+#pragma unroll 4
+          for (int pixel = first_pixel; pixel < segment.length; pixel += pixel_step) {
+            if (w >= 0 && w < p.output_w) copy_piece<kBytes>(destination, source);
+            w += step_w;
+            destination += output_step;
+            source += line_pitch;
+          }
+        }
+      }
+    }
+  });
+}
+
+// Stores a warp's sums; all lanes call it.
+template <typename Config, typename T>
+__device__ inline void store_sums(const Params<T>& p, const Tile& tile, const Output<T>& out,
+                                  Sums<Config>& sums) {
+  add_bias<Config>(p, tile, out, sums);
+  __syncwarp();  // what an earlier row tile left here has been copied
+  if (p.output_channels_last) {
+    lay_pixels<Config>(p, out, sums);
+  } else if (p.taps_w.set_size == 1) {
+    lay_single_phase<Config>(p, out, sums);
+  } else if (Config::kBlocksM % 2 == 0 && p.taps_w.set_size == 2 &&
+             (16 << p.log2_couts) == 128 * Config::kBlocksM) {
+    lay_two_phases<Config>(p, out, sums);
+  } else {
+    lay_phases<Config>(p, out, sums);
+  }
+  __syncwarp();
+  if (p.output_channels_last) {
+    switch (p.store_bytes) {
+      case 16:
+        return write_pixels<Config, 16>(p, tile, out);
+      case 8:
+        return write_pixels<Config, 8>(p, tile, out);
+      case 4:
+        return write_pixels<Config, 4>(p, tile, out);
+      default:
+        return write_pixels<Config, 2>(p, tile, out);
+    }
+  }
+  switch (p.store_bytes) {
+    case 16:
+      return write_rows<Config, 16>(p, tile, out);
+    case 8:
+      return write_rows<Config, 8>(p, tile, out);
+    case 4:
+      return write_rows<Config, 4>(p, tile, out);
+    default:
+      return write_rows<Config, 2>(p, tile, out);
+  }
+}
+
+}  // namespace tile_mma
+}  // namespace convt

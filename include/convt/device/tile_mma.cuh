@@ -1,0 +1,484 @@
+// tile_mma: implicit matrix products on tensor cores (mma.sync), one for each stride phase, fp32
+// accumulation.
+//
+// With the taps of a phase written as offsets from a point q of the input's grid (AxisTaps), a phase is
+//
+//   y[cout][q] = sum over offsets, channels of  w[cout][channel][tap] * x[channel][q + offset]
+//
+// Rows of the product are output channels (of one or several phases), its columns are points q, in rows and
+// columns of one image or of several small ones. A thread block takes a tile of points and computes all, or
+// many, of its row tiles:
+//
+//   Loader    (channel_planes.cuh) brings the input under the tile, with its halo, into shared memory as
+//             channel planes. Where one chunk holds all channels this happens once for all row tiles. The
+//             copies of the next chunk, or of the block's next tile, run while this one is multiplied.
+//   MainLoop  a warp owns a row tile x its pixels. For each offset and channel step it reads B fragments with
+//             ldmatrix (a row of a matrix is one pixel's 16 bytes, an offset moves the address), A fragments
+//             as they lie in the packed weight, 16 bytes per lane straight from L1 and one step ahead, and
+//             skips blocks of rows whose phase has no tap there.
+//   Epilogue  (tile_epilogue.cuh) a warp lays its sums out as lines of the output in its own part of shared
+//             memory and writes whole lines.
+//
+// Where there are too few tiles for the GPU, thread blocks take parts of the channels (splits), write their
+// sums to the workspace, and a second kernel adds them in a fixed order and runs the same epilogue.
+//
+// Padding is multiplied by weights: a non-finite weight gives NaN in the outputs that it would reach if the
+// image continued with zeros.
+#pragma once
+
+#include "convt/device/async_copy.cuh"
+#include "convt/device/channel_planes.cuh"
+#include "convt/device/mma.cuh"
+#include "convt/device/tile_epilogue.cuh"
+#include "convt/device/tile_params.cuh"
+#include "convt/kernels.h"
+
+namespace convt {
+namespace tile_mma {
+
+template <int kIndex>
+struct Config {
+  static constexpr TileMmaConfig kShape = kTileMmaConfigs[kIndex];
+  static constexpr int kBlocksM = kShape.blocks_m;
+  static constexpr int kBlocksN = kShape.blocks_n;
+  static constexpr int kWarpsM = kShape.warps_m;
+  static constexpr int kWarpsN = kShape.warps_n;
+  static constexpr int kWarpPixels = kShape.warp_pixels();
+  static constexpr int kThreads = kShape.threads();
+  static constexpr int kMinBlocks = kShape.min_blocks;
+};
+
+// An offset of a phase set: where it moves ldmatrix, and which blocks of rows have a tap there.
+struct Offset {
+  int bytes;
+  unsigned blocks;
+};
+
+// The first of a phase set's offsets in the table.
+template <typename T>
+__device__ inline int first_offset(const Params<T>& p, int set_h, int set_w) {
+  return p.taps_h.begin[set_h] * p.taps_w.begin[p.taps_w.sets] +
+         p.taps_h.offsets(set_h) * p.taps_w.begin[set_w];
+}
+
+template <typename Config, typename T>
+__device__ inline void fill_offset_table(const Params<T>& p, Offset* table) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int set = warp; set < p.taps_h.sets * p.taps_w.sets; set += Config::kThreads / 32) {
+    const int set_h = set / p.taps_w.sets, set_w = set % p.taps_w.sets;
+    const int count_w = p.taps_w.offsets(set_w);
+    for (int i = lane; i < p.taps_h.offsets(set_h) * count_w; i += 32) {
+      const int entry_h = p.taps_h.begin[set_h] + i / count_w, entry_w = p.taps_w.begin[set_w] + i % count_w;
+      const int row = p.taps_h.offset[entry_h] - p.taps_h.least_offset;
+      const int col = p.taps_w.offset[entry_w] - p.taps_w.least_offset;
+      unsigned blocks = 0;
+#pragma unroll
+      for (int block = 0; block < Config::kBlocksM; ++block) {
+        const auto phase = p.phases_w.divide(16 * block >> p.log2_couts);
+        if (phase.quotient < p.taps_h.set_size && (p.taps_h.phases[entry_h] >> phase.quotient & 1) != 0 &&
+            (p.taps_w.phases[entry_w] >> phase.remainder & 1) != 0) {
+          blocks |= 1u << block;
+        }
+      }
+      table[first_offset(p, set_h, set_w) + i] = {(row * p.shared.input_cols + col) * 16, blocks};
+    }
+  }
+}
+
+template <typename Config>
+using FragmentsA = FragmentA[Config::kBlocksM];
+
+// The channel steps of a chunk at one offset. On entry `a` holds the first step's fragments, on return those
+// at `next_weight`, where the next offset's begin: A fragments are read one step ahead. `pixel[j]` is this
+// lane's row of the matrices of pixels 16 j .. 16 j + 15.
+template <typename T, typename Config, bool kAllBlocks>
+__device__ inline void multiply_offset(unsigned address, int step_bytes,
+                                       const unsigned (&pixel)[Config::kBlocksN / 2], const FragmentA* weight,
+                                       const FragmentA* next_weight, int steps, unsigned blocks,
+                                       FragmentsA<Config>& a, Sums<Config>& sums) {
+#pragma unroll 2
+  for (int step = 0; step < steps; ++step) {
+    const bool last = step + 1 == steps;
+    weight = last ? next_weight : weight + Config::kBlocksM * 32;
+    FragmentsA<Config> next;
+#pragma unroll
+    for (int i = 0; i < Config::kBlocksM; ++i) {
+      if (kAllBlocks || last || (blocks >> i & 1) != 0) next[i] = __ldg(weight + 32 * i);
+    }
+    unsigned b[Config::kBlocksN / 2][4];
+#pragma unroll
+    for (int j = 0; j < Config::kBlocksN / 2; ++j) load_matrices(address + pixel[j], b[j]);
+#pragma unroll
+    for (int i = 0; i < Config::kBlocksM; ++i) {
+      if (!kAllBlocks && (blocks >> i & 1) == 0) continue;
+#pragma unroll
+      for (int j = 0; j < Config::kBlocksN / 2; ++j) {
+        multiply_add<T>(sums[i][2 * j], a[i], b[j][0], b[j][1]);
+        multiply_add<T>(sums[i][2 * j + 1], a[i], b[j][2], b[j][3]);
+      }
+    }
+    address += step_bytes;
+#pragma unroll
+    for (int i = 0; i < Config::kBlocksM; ++i) a[i] = next[i];
+  }
+}
+
+// What a warp does of a thread block's row tiles.
+template <typename T>
+struct RowTile {
+  int index;  // of the group's
+  int set_h, set_w, first_cout, couts;
+
+  __device__ RowTile(const Params<T>& p, int number) : index(number) {
+    const int sets = p.taps_h.sets * p.taps_w.sets;
+    const int set = number % sets;
+    first_cout = number / sets << p.log2_couts;
+    couts = min(1 << p.log2_couts, p.cout_per_group - first_cout);
+    set_h = set / p.taps_w.sets;
+    set_w = set % p.taps_w.sets;
+  }
+};
+
+// All offsets and channel steps of a chunk.
+template <typename T, typename Config>
+__device__ inline void multiply_chunk(const Params<T>& p, const RowTile<T>& row_tile, const Offset* table,
+                                      int group, int chunk, int steps, unsigned planes,
+                                      const unsigned (&pixel)[Config::kBlocksN / 2], Sums<Config>& sums) {
+  constexpr unsigned kAll = (1u << Config::kBlocksM) - 1;
+  const int count = p.taps_h.offsets(row_tile.set_h) * p.taps_w.offsets(row_tile.set_w);
+  if (count == 0) return;
+  const Offset* const offsets = table + first_offset(p, row_tile.set_h, row_tile.set_w);
+  const int offset_fragments = p.chunk_steps * Config::kBlocksM * 32;
+  const int64_t number = (static_cast<int64_t>(group) * p.row_tiles + row_tile.index) * p.all_chunks + chunk;
+  const FragmentA* weight = p.packed_weight + number * p.max_offsets * offset_fragments + threadIdx.x % 32;
+  unsigned existing_blocks = 0;
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+    if ((16 * i & ((1 << p.log2_couts) - 1)) < row_tile.couts) existing_blocks |= 1u << i;
+  }
+  const int step_bytes = 2 * p.shared.plane * 16;
+  FragmentsA<Config> a;
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) a[i] = __ldg(weight + 32 * i);
+  for (int index = 0; index < count; ++index) {
+    const unsigned blocks = offsets[index].blocks & existing_blocks;
+    const unsigned address = planes + offsets[index].bytes;
+    const FragmentA* const next_weight = weight + offset_fragments;
+    if (blocks == kAll) {
+      multiply_offset<T, Config, true>(address, step_bytes, pixel, weight, next_weight, steps, blocks, a,
+                                       sums);
+    } else {
+      multiply_offset<T, Config, false>(address, step_bytes, pixel, weight, next_weight, steps, blocks, a,
+                                        sums);
+    }
+    weight = next_weight;
+  }
+}
+
+template <typename Config, typename T>
+__device__ inline Output<T> output_of(const Params<T>& p, const RowTile<T>& row_tile, unsigned char* shared) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  Output<T> out;
+  out.lines = reinterpret_cast<T*>(shared + p.shared.output_offset + warp * p.shared.output_bytes);
+  out.first_pixel = warp % Config::kWarpsN * Config::kWarpPixels;
+  out.first_cout = row_tile.first_cout;
+  out.couts = row_tile.couts;
+  out.phase_h = row_tile.set_h * p.taps_h.set_size;
+  out.phase_w = row_tile.set_w * p.taps_w.set_size;
+  out.lane = static_cast<int>(threadIdx.x) % 32;
+  return out;
+}
+
+// Where the sums of a row tile's pixels lie among the partial sums: this lane's first float4.
+template <typename Config, typename T>
+__device__ inline float4* partial_sums(const Params<T>& p, const Tile& tile, int row_tile, int split) {
+  const int warp_n = static_cast<int>(threadIdx.x) / 32 % Config::kWarpsN;
+  const int64_t pixel_tiles = static_cast<int64_t>(p.tiles_w) * p.tiles_h * p.tiles_n;
+  const int64_t number =
+      (((static_cast<int64_t>(split) * p.groups + tile.group) * p.row_tiles + row_tile) * pixel_tiles +
+       tile.pixel_tile) *
+          Config::kWarpsN +
+      warp_n;
+  return p.partial_sums + number * (Config::kBlocksM * Config::kBlocksN * 32) + threadIdx.x % 32;
+}
+
+template <typename Config>
+__device__ inline void clear(Sums<Config>& sums) {
+#pragma unroll
+  for (auto& row : sums) {
+#pragma unroll
+    for (auto& c : row) {
+#pragma unroll
+      for (float& sum : c) sum = 0.0f;
+    }
+  }
+}
+
+// Stores a row tile's outputs, or its part of their sums.
+template <typename Config, typename T>
+__device__ inline void finish(const Params<T>& p, const Tile& tile, const RowTile<T>& row_tile,
+                              unsigned char* shared, Sums<Config>& sums) {
+  if (p.partial_sums == nullptr) {
+    store_sums<Config>(p, tile, output_of<Config>(p, row_tile, shared), sums);
+    return;
+  }
+  float4* const partial = partial_sums<Config>(p, tile, row_tile.index, tile.split);
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+    for (int j = 0; j < Config::kBlocksN; ++j) {
+      const float (&c)[4] = sums[i][j];
+      partial[(i * Config::kBlocksN + j) * 32] = make_float4(c[0], c[1], c[2], c[3]);
+    }
+  }
+}
+
+// This lane's rows of ldmatrix, in bytes from the start of the planes.
+template <typename Config, typename T>
+__device__ inline void locate_pixels(const Params<T>& p, const Tile& tile, int first_pixel,
+                                     unsigned (&pixel)[Config::kBlocksN / 2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first_w = tile.grid_w + p.taps_w.least_offset;
+  const int margin = p.input_channels_last ? 0 : first_w & (p.load_bytes / static_cast<int>(sizeof(T)) - 1);
+#pragma unroll
+  for (int j = 0; j < Config::kBlocksN / 2; ++j) {
+    // Matrices 0 and 1 are pixels 0 .. 7 of the two planes of a step, 2 and 3 are pixels 8 .. 15.
+    const int number = first_pixel + 16 * j + lane % 8 + lane / 16 * 8;
+    // A pixel past the end of the tile computes what the first one does, and is not stored.
+    const Point at = point_of_pixel(p, number < p.images * p.rows * p.cols ? number : 0);
+    pixel[j] = (at.image * p.shared.image_pixels + at.row * p.shared.input_cols + at.col + margin +
+                lane / 8 % 2 * p.shared.plane) *
+               16;
+  }
+}
+
+template <typename T, typename Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
+    tile_mma_kernel(const __grid_constant__ Params<T> p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  Offset* const table = reinterpret_cast<Offset*>(shared);
+  unsigned char* const planes = shared + p.shared.planes_offset;
+  unsigned char* const rows = shared + p.shared.rows_offset;
+  const int buffer_bytes = p.planes * p.shared.plane * 16;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int first_pixel = warp % Config::kWarpsN * Config::kWarpPixels;
+  const bool has_pixels = first_pixel < p.images * p.rows * p.cols;
+  const auto stage = [&](const Tile& tile, int chunk, int buffer) {
+    const T* const group_input =
+        p.input + static_cast<int64_t>(tile.group) * p.cin_per_group * p.input_stride.c;
+    stage_input<T, Config::kThreads>(p, tile, group_input,
+                                     (tile.split * p.chunks + chunk) * p.chunk_steps * 2 * kChannelVector<T>,
+                                     p.input_channels_last ? planes + buffer * buffer_bytes : rows);
+  };
+
+  // A turn is a chunk of a tile's channels: once for all row tiles where one chunk holds all channels, else
+  // once for each round over the row tiles.
+  int work = static_cast<int>(blockIdx.x);
+  int buffer = 0, next_buffer = 0;  // of planes
+  Tile tile = locate_tile(p, work);
+  stage(tile, 0, next_buffer);
+  fill_offset_table<Config>(p, table);
+  while (true) {
+    unsigned pixel[Config::kBlocksN / 2];
+    locate_pixels<Config>(p, tile, first_pixel, pixel);
+    const int next_work = work + static_cast<int>(gridDim.x);
+    const int rounds = (tile.end_row_tile - tile.first_row_tile + Config::kWarpsM - 1) / Config::kWarpsM;
+    for (int round = 0; round < rounds; ++round) {
+      const int number = tile.first_row_tile + round * Config::kWarpsM + warp / Config::kWarpsN;
+      const bool works = has_pixels && number < tile.end_row_tile;
+      const RowTile<T> row_tile(p, number);
+      Sums<Config> sums;
+      clear<Config>(sums);
+      for (int chunk = 0; chunk < p.chunks; ++chunk) {
+        if (p.chunks > 1 || round == 0) {
+          // This turn's input is here, and nobody uses that of the turn before any more.
+          wait_for_copies();
+          __syncthreads();
+          if (!p.input_channels_last) {
+            turn_rows<T, Config::kThreads>(p, rows, planes);
+            __syncthreads();
+          }
+          buffer = next_buffer;
+          next_buffer = (buffer + 1) & (p.shared.plane_buffers - 1);
+          const bool ends_tile = chunk + 1 == p.chunks && (p.chunks == 1 || round + 1 == rounds);
+          if (!ends_tile) {
+            stage(tile, chunk + 1 < p.chunks ? chunk + 1 : 0, next_buffer);
+          } else if (next_work < p.works) {
+            stage(locate_tile(p, next_work), 0, next_buffer);
+          }
+        }
+        const int all_chunk = tile.split * p.chunks + chunk;
+        const int steps = min(p.chunk_steps, p.channel_steps - all_chunk * p.chunk_steps);
+        if (works && steps > 0) {
+          multiply_chunk<T, Config>(p, row_tile, table, tile.group, all_chunk, steps,
+                                    shared_address(planes + buffer * buffer_bytes), pixel, sums);
+        }
+      }
+      if (works) finish<Config>(p, tile, row_tile, shared, sums);
+    }
+    if (next_work >= p.works) return;
+    work = next_work;
+    tile = locate_tile(p, work);
+  }
+}
+
+// Adds the splits' sums in their order and stores the outputs. Its grid is that of the products, with
+// p.splits set to 1; `splits` is their number.
+template <typename T, typename Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    add_splits_kernel(const __grid_constant__ Params<T> p, int splits) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const Tile tile = locate_tile(p, static_cast<int>(blockIdx.x));
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  if (warp % Config::kWarpsN * Config::kWarpPixels >= p.images * p.rows * p.cols) return;
+  for (int number = tile.first_row_tile + warp / Config::kWarpsN; number < tile.end_row_tile;
+       number += Config::kWarpsM) {
+    Sums<Config> sums;
+    clear<Config>(sums);
+    for (int split = 0; split < splits; ++split) {
+      const float4* const partial = partial_sums<Config>(p, tile, number, split);
+#pragma unroll
+      for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+        for (int j = 0; j < Config::kBlocksN; ++j) {
+          const float4 c = partial[(i * Config::kBlocksN + j) * 32];
+          sums[i][j][0] += c.x;
+          sums[i][j][1] += c.y;
+          sums[i][j][2] += c.z;
+          sums[i][j][3] += c.w;
+        }
+      }
+    }
+    store_sums<Config>(p, tile, output_of<Config>(p, RowTile<T>(p, number), shared), sums);
+  }
+}
+
+// ---------------------------------------------------------------- launch
+
+// The largest power of two, at most `most`, that divides all of the numbers.
+template <typename... Numbers>
+int common_power_of_two(int most, Numbers... numbers) {
+  int power = most;
+  while (((static_cast<int64_t>(numbers) % power != 0) || ...)) power /= 2;
+  return power;
+}
+
+template <typename T>
+Params<T> make_params(const Problem& problem, const TileMmaLaunch& launch, void* workspace) {
+  const TileMmaConfig& config = kTileMmaConfigs[launch.config];
+  constexpr int kSize = static_cast<int>(sizeof(T));
+  Params<T> p;
+  p.input = static_cast<const T*>(problem.input);
+  p.packed_weight = static_cast<const uint4*>(workspace);
+  p.bias = static_cast<const T*>(problem.bias);
+  p.output = static_cast<T*>(problem.output);
+  p.partial_sums =
+      launch.splits > 1
+          ? reinterpret_cast<float4*>(static_cast<unsigned char*>(workspace) + launch.packed_bytes)
+          : nullptr;
+  p.input_stride = problem.input_stride;
+  p.output_stride = dense_output_strides(problem);
+  p.bias_stride = problem.bias_stride;
+  p.batch = static_cast<int>(problem.batch);
+  p.cin_per_group = static_cast<int>(problem.cin_per_group);
+  p.cout_per_group = static_cast<int>(problem.cout_per_group);
+  p.input_h = static_cast<int>(problem.h.input);
+  p.input_w = static_cast<int>(problem.w.input);
+  p.output_h = static_cast<int>(problem.h.output);
+  p.output_w = static_cast<int>(problem.w.output);
+  p.taps_h = launch.taps_h;
+  p.taps_w = launch.taps_w;
+  p.tiles_m = static_cast<int>(launch.tiles_m);
+  p.tiles_w = static_cast<int>(launch.tiles_w);
+  p.tiles_h = static_cast<int>(launch.tiles_h);
+  p.tiles_n = static_cast<int>(launch.tiles_n);
+  p.splits = launch.splits;
+  p.images = launch.images;
+  p.rows = launch.rows;
+  p.cols = launch.cols;
+  p.log2_couts = launch.log2_couts;
+  p.row_tiles = launch.row_tiles();
+  p.row_tiles_per_block = launch.row_tiles_per_block;
+  p.channel_steps = launch.channel_steps;
+  p.chunk_steps = launch.chunk_steps;
+  p.chunks = launch.chunks;
+  p.all_chunks = launch.chunks * launch.splits;
+  p.works = static_cast<int>(launch.works());
+  p.groups = static_cast<int>(launch.groups);
+  p.max_offsets = launch.max_offsets;
+  p.input_channels_last = launch.input_channels_last;
+  p.output_channels_last = problem.output_channels_last;
+  p.flat_rows = launch.flat_rows;
+  p.shared = tile_mma_shared(launch, config, kSize, problem.output_channels_last);
+  p.planes = 2 * launch.chunk_steps;
+  // The pointer may be aligned to less than the plan hoped; the tile is laid out for the plan's vector.
+  p.load_bytes = common_power_of_two(launch.load_vector * kSize, reinterpret_cast<intptr_t>(problem.input));
+  const int vector = launch.input_channels_last ? 1 : p.load_bytes / kSize;
+  p.image_rows = launch.flat_rows ? 1 : p.shared.input_rows;
+  p.row_vectors = (launch.flat_rows ? p.shared.image_pixels : p.shared.input_cols) / vector;
+  p.phases_w = launch.taps_w.set_size;
+  const intptr_t output = reinterpret_cast<intptr_t>(problem.output);
+  int line;  // elements
+  if (problem.output_channels_last) {
+    line = launch.couts();
+    p.store_bytes = common_power_of_two(16, output, problem.cout_per_group * kSize, line * kSize);
+  } else {
+    line = launch.cols * launch.taps_w.set_size;
+    p.store_bytes = launch.taps_w.set_size == launch.taps_w.stride
+                        ? common_power_of_two(16, output, problem.w.output * kSize, line * kSize,
+                                              launch.taps_w.crop * kSize)
+                        : kSize;
+  }
+  p.log2_line_lanes = 0;
+  while (p.log2_line_lanes < 5 && (p.store_bytes << p.log2_line_lanes) < line * kSize) ++p.log2_line_lanes;
+  return p;
+}
+
+template <typename Kernel>
+cudaError_t allow_shared_memory(Kernel* kernel, size_t limit) {
+  // Always the device's limit, not what this launch needs: threads that launch at the same time then set the
+  // same value.
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
+}
+
+template <typename T, int kIndex>
+cudaError_t launch_config(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                          cudaStream_t stream) {
+  using Config = Config<kIndex>;
+  auto* kernel = tile_mma_kernel<T, Config>;
+  cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
+  if (error != cudaSuccess) return error;
+  Params<T> p = make_params<T>(problem, launch, workspace);
+  kernel<<<static_cast<unsigned>(launch.grid), Config::kThreads, launch.shared_bytes, stream>>>(p);
+  if (launch.splits == 1) return cudaGetLastError();
+  error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+
+  auto* add_splits = add_splits_kernel<T, Config>;
+  error = allow_shared_memory(add_splits, launch.shared_limit);
+  if (error != cudaSuccess) return error;
+  p.splits = 1;
+  p.shared.output_offset = 0;
+  p.row_tiles_per_block = Config::kWarpsM;
+  const int64_t tiles_m = (p.row_tiles + Config::kWarpsM - 1) / Config::kWarpsM;
+  p.tiles_m = static_cast<int>(tiles_m);
+  const int64_t blocks = launch.works() / launch.splits / launch.tiles_m * tiles_m;
+  add_splits<<<static_cast<unsigned>(blocks), Config::kThreads,
+               Config::kShape.warps() * p.shared.output_bytes, stream>>>(p, launch.splits);
+  return cudaGetLastError();
+}
+
+// Calls the instantiation for launch.config.
+template <typename T, int kIndex = 0>
+cudaError_t launch_for(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                       cudaStream_t stream) {
+  if constexpr (kIndex < kTileMmaConfigCount) {
+    if (launch.config == kIndex) return launch_config<T, kIndex>(problem, launch, workspace, stream);
+    return launch_for<T, kIndex + 1>(problem, launch, workspace, stream);
+  } else {
+    return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace tile_mma
+}  // namespace convt

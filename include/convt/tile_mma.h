@@ -1,0 +1,192 @@
+// What the plan, pack_weights and the `tile_mma` kernel agree on: the compiled tile shapes, how an output
+// pixel's taps are found, and the launch parameters of one problem.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "convt/divisor.h"
+#include "convt/macros.h"
+#include "convt/problem.h"
+
+namespace convt {
+
+// A warp's tile is `blocks_m` blocks of 16 rows (output channels and phases) times `blocks_n` blocks of 8
+// pixels; a block of threads has warps_m x warps_n of them.
+struct TileMmaConfig {
+  int blocks_m;  // at most 8: a mask of them has 8 bits
+  int blocks_n;  // even: B fragments are read two at a time
+  int warps_m;
+  int warps_n;
+  int min_blocks;  // thread blocks an SM must be able to hold: bounds the registers
+
+  constexpr int rows() const { return 16 * blocks_m; }
+  constexpr int warp_pixels() const { return 8 * blocks_n; }
+  constexpr int pixels() const { return warp_pixels() * warps_n; }
+  constexpr int warps() const { return warps_m * warps_n; }
+  constexpr int threads() const { return 32 * warps(); }
+};
+
+// The configurations compiled. The plan refers to them by index.
+inline constexpr TileMmaConfig kTileMmaConfigs[] = {
+    {4, 8, 1, 4, 2},  // 64 rows x 256 pixels: many pixels
+    {4, 8, 2, 2, 2},  // 128 x 128: many channels, fewer pixels
+    {2, 8, 1, 4, 2},  // 32 x 256: up to 32 rows, or 16 output channels with both phases of a stride of 2
+    {4, 4, 2, 2, 2},  // 128 x 64: few pixels
+    {6, 4, 1, 4, 2},  // 96 x 128: three, five or six phases along W
+    {1, 8, 1, 4, 2},  // 16 x 256: few output channels
+};
+inline constexpr int kTileMmaConfigCount =
+    static_cast<int>(sizeof(kTileMmaConfigs) / sizeof(kTileMmaConfigs[0]));
+
+// Limits of the tables below.
+inline constexpr int kTileMmaMaxSide = 64;    // taps along an axis, and phases along it
+inline constexpr int kTileMmaMaxTaps = 1024;  // of the whole filter
+
+// Along one axis, outputs are numbered o = stride * q + r - crop with 0 <= r < stride: q is a point of the
+// grid that tiles are cut from, r the phase. Tap k carries input q + offset to output o exactly when
+//
+//   k * dilation = r + (padding - crop) - offset * stride,
+//
+// so that every phase reaches its taps through offsets that do not depend on q (convt/phases.h has the same
+// in terms of padded coordinates; crop = padding mod stride gives its bases). With crop = 0 the tiles of the
+// output start at multiples of the stride; with crop = padding mod stride more phases share their offsets.
+//
+// Phases are taken in sets of `set_size` neighbours. `offset[begin[set] ...]` lists the offsets that any
+// phase of the set has, ascending, and bit j of `phases` tells whether phase set * set_size + j is one of
+// them.
+struct AxisTaps {
+  int stride = 1, dilation = 1, kernel = 1;
+  int crop = 0;
+  int reach = 0;  // padding - crop
+  int set_size = 1, sets = 1;
+  int least_offset = 0, span = 0;  // offsets of all phases lie in [least_offset, least_offset + span]
+  int16_t begin[kTileMmaMaxSide + 1] = {};
+  int32_t offset[kTileMmaMaxSide] = {};
+  uint32_t phases[kTileMmaMaxSide] = {};
+
+  CONVT_HOST_DEVICE int offsets(int set) const { return begin[set + 1] - begin[set]; }
+
+  // The tap that carries input q + offset to phase r of q, or -1.
+  CONVT_HOST_DEVICE int tap(int r, int offset) const {
+    const int distance = r + reach - offset * stride;
+    if (r >= stride || distance < 0 || distance % dilation != 0) return -1;
+    const int k = distance / dilation;
+    return k < kernel ? k : -1;
+  }
+};
+
+// The rows of a warp's tile: (phase along H, phase along W, output channel) of one phase set, the channel
+// fastest. couts is a power of two, and either a multiple of 16 or a divisor of 16; in the latter case all
+// phases of a block of 16 rows have the same offsets, so that no row multiplies an input it must not see.
+//
+//   row = (phase_h * phases_w.set_size + phase_w) * couts + cout
+//
+// A row tile is one phase set of `couts` output channels. Row tiles are numbered cout tile by cout tile, in
+// each one phase set after the other, W fastest.
+//
+// The packed weight holds A fragments in the order in which warps read them:
+//
+//   [group][row tile][chunk][offset][channel step of the chunk][block of 16 rows][lane] 16 bytes
+//
+// A channel step is two 16-byte vectors of channels: 16 channels of 16-bit types. Blocks without a tap at an
+// offset hold zeros that no product uses. One more step's fragments follow at the end, for the read ahead.
+struct TileMmaLaunch {
+  int config = 0;  // index into kTileMmaConfigs
+  int images = 1;  // the tile in points of the grid: images x rows x cols <= pixels() of the configuration
+  int rows = 1;
+  int cols = 1;
+  int log2_couts = 4;           // output channels of a row tile
+  int cout_tiles = 1;           // over cout_per_group
+  int row_tiles_per_block = 1;  // row tiles that a thread block computes one after the other
+  int channel_steps = 1;        // over cin_per_group
+  int chunk_steps = 1;          // channel steps staged at a time
+  int chunks = 1;               // per split
+  int splits = 1;               // parts of the channels summed by different thread blocks
+  bool prefetches = false;      // a block has more than one turn: it stages the next while it multiplies
+  int load_vector = 1;          // input elements read at once: along W for NCHW, along C for NHWC
+  bool input_channels_last = false;
+  bool flat_rows = false;  // a tile's rows are neighbours in memory: read as one
+  int max_offsets = 1;     // of any phase set: stride of the packed weight
+
+  AxisTaps taps_h, taps_w;
+  int grid_h = 1, grid_w = 1;  // points q along each axis
+
+  // Pieces of work along each direction.
+  int64_t tiles_m = 1, tiles_w = 1, tiles_h = 1, tiles_n = 1, groups = 1;
+
+  size_t packed_bytes = 0;
+  size_t workspace_bytes = 0;  // packed weight, then the splits' sums
+
+  int64_t grid = 1;  // thread blocks launched, each takes every grid-th piece of work
+
+  size_t shared_bytes = 0;  // of a thread block
+  size_t shared_limit = 0;  // what the device allows one
+
+  int couts() const { return 1 << log2_couts; }
+  int phase_sets() const { return taps_h.sets * taps_w.sets; }
+  int row_tiles() const { return cout_tiles * phase_sets(); }
+  int64_t works() const { return tiles_m * tiles_w * tiles_h * tiles_n * splits * groups; }
+};
+
+// The block's shared memory, in bytes from its start:
+//
+//   offsets      [offsets of all phase sets] {bytes into the staged input, mask of row blocks}
+//   planes       [plane_buffers][2 * chunk_steps][plane] 16 bytes: channel planes
+//   rows         [2 * chunk_steps * channels of a vector][row_pitch] element, for NCHW: input that waits to
+//   be
+//                turned into planes; row_padding elements after the channels of each plane
+//   output       [warps][output_bytes]: each warp turns its sums into lines of the output here
+//
+// A plane holds 16 bytes of channels of every pixel of the tile and its halo, images x input_rows x
+// input_cols, padded to an odd number of pixels: then neither 16-byte stores of one pixel's planes nor
+// ldmatrix have bank conflicts.
+struct TileMmaShared {
+  int input_rows, input_cols;
+  int image_pixels;  // of a plane, per image
+  int plane;
+  int plane_buffers;
+  int row_pitch, row_padding;
+  int output_pitch;  // elements from line to line
+  int output_bytes;  // of a warp
+  size_t planes_offset, rows_offset, output_offset, bytes;
+};
+
+inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaConfig& config,
+                                     int element_size, bool output_channels_last) {
+  TileMmaShared s;
+  // NCHW is read from a column that is a multiple of the vector.
+  const int vector = launch.input_channels_last ? 1 : launch.load_vector;
+  const int exact = launch.cols + launch.taps_w.span;
+  const bool aligned = launch.cols % vector == 0 && launch.taps_w.least_offset % vector == 0;
+  s.input_rows = launch.rows + launch.taps_h.span;
+  s.input_cols =
+      launch.flat_rows ? exact : (exact + (aligned ? 0 : vector - 1) + vector - 1) / vector * vector;
+  s.image_pixels = (s.input_rows * s.input_cols + vector - 1) / vector * vector;
+  const int channels = 16 / element_size;  // of a vector
+  const int planes = 2 * launch.chunk_steps;
+  const int pixels = launch.images * s.image_pixels;
+  s.row_pitch = (pixels + channels - 1) / channels * channels;
+  s.row_padding = (planes < 8 ? 8 / planes : 1) * channels;
+  s.plane = (launch.input_channels_last ? pixels : s.row_pitch) | 1;
+  s.plane_buffers = launch.input_channels_last && launch.prefetches ? 2 : 1;
+  const int slots = launch.taps_h.set_size * launch.taps_w.set_size;
+  if (output_channels_last) {
+    s.output_pitch = launch.log2_couts >= 3 ? launch.couts() + 8 : launch.couts();
+    s.output_bytes = slots * config.warp_pixels() * s.output_pitch * element_size;
+  } else {
+    s.output_pitch = (config.warp_pixels() + 8) * launch.taps_w.set_size;
+    s.output_bytes = launch.taps_h.set_size * launch.couts() * s.output_pitch * element_size;
+  }
+  s.output_bytes = (s.output_bytes + 15) / 16 * 16;
+  const size_t offsets = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) *
+                         static_cast<size_t>(launch.taps_w.begin[launch.taps_w.sets]);
+  s.planes_offset = (offsets * 8 + 15) / 16 * 16;
+  s.rows_offset = s.planes_offset + static_cast<size_t>(s.plane_buffers) * planes * s.plane * 16;
+  const size_t rows = static_cast<size_t>(planes) * (channels * s.row_pitch + s.row_padding) * element_size;
+  s.output_offset = s.rows_offset + (launch.input_channels_last ? 0 : rows);
+  s.bytes = s.output_offset + static_cast<size_t>(config.warps()) * s.output_bytes;
+  return s;
+}
+
+}  // namespace convt
