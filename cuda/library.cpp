@@ -351,6 +351,7 @@ DeviceLimits read_device_limits(int device) {
     refuse("no kernel for GPU ", properties.name, " (compute capability ", limits.compute_capability / 10,
            '.', limits.compute_capability % 10, "): this build holds code for ", CONVT_ARCHS);
   }
+  limits.has_wgmma = limits.compute_capability == 90 && names_arch(CONVT_ARCHS, "9.0a");
   return limits;
 }
 
@@ -366,7 +367,7 @@ const DeviceLimits& device_limits(int device) {
 
 bool is_set(const char* value) { return value != nullptr && *value != '\0' && std::strcmp(value, "0") != 0; }
 
-// The plan of a problem. Making one takes some tens of microseconds, so each thread remembers the ones it has
+// The plan of a problem. Making one takes up to a few milliseconds, so each thread remembers the ones it has
 // made.
 Plan plan_for(const Problem& p, int device, const char* forced) {
   const DeviceLimits& limits = device_limits(device);
@@ -454,14 +455,22 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
                  ? launch_tile_mma_fp16(problem, plan.tile_mma, workspace, stream)
                  : launch_tile_mma_bf16(problem, plan.tile_mma, workspace, stream);
     }
+    case Kernel::kTileWgmma: {
+      const cudaError_t error = launch_pack_fragments(problem, plan.tile_wgmma, workspace, stream);
+      if (error != cudaSuccess) return error;
+      return problem.dtype == DType::kFloat16
+                 ? launch_tile_wgmma_fp16(problem, plan.tile_wgmma, workspace, stream)
+                 : launch_tile_wgmma_bf16(problem, plan.tile_wgmma, workspace, stream);
+    }
   }
   return cudaErrorInvalidValue;
 }
 
 std::optional<Tensor> allocate_workspace(const Plan& plan, const Tensor& like) {
-  const size_t bytes = plan.kernel == Kernel::kTileSimt  ? plan.tile_simt.workspace_bytes
-                       : plan.kernel == Kernel::kTileMma ? plan.tile_mma.workspace_bytes
-                                                         : 0;
+  const size_t bytes = plan.kernel == Kernel::kTileSimt    ? plan.tile_simt.workspace_bytes
+                       : plan.kernel == Kernel::kTileMma   ? plan.tile_mma.workspace_bytes
+                       : plan.kernel == Kernel::kTileWgmma ? plan.tile_wgmma.workspace_bytes
+                                                           : 0;
   if (bytes == 0) return std::nullopt;
   return allocate({1, {static_cast<int64_t>(bytes)}, {1}}, aoti_torch_dtype_uint8(), like);
 }

@@ -6,6 +6,8 @@
 #include <limits>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "plan_common.h"
 
@@ -199,14 +201,66 @@ bool plan_tile_simt(const Problem& problem, const DeviceLimits& device, TileSimt
   return true;
 }
 
-bool plan_tile_mma(const Problem& problem, const DeviceLimits& device, TileMmaLaunch* launch) {
-  double best = std::numeric_limits<double>::infinity();
-  visit_tile_mma(problem, device, [&](const TileMmaLaunch& candidate, double cycles) {
-    if (cycles >= best) return;
-    best = cycles;
-    *launch = candidate;
+// A kernel's name, and the place of the wanted launch in the order of their estimates.
+struct Forced {
+  std::string text, name;
+  size_t rank = 0;
+
+  explicit Forced(const char* forced) : text(forced == nullptr ? "" : forced), name(text) {
+    const size_t colon = text.find(':');
+    if (colon == std::string::npos) return;
+    name = text.substr(0, colon);
+    const std::string digits = text.substr(colon + 1);
+    if (digits.empty() || digits.size() > 6 || digits.find_first_not_of("0123456789") != std::string::npos) {
+      throw std::invalid_argument("CONVT_KERNEL=" + text +
+                                  ": the launch after the colon must be a number below 1000000");
+    }
+    rank = std::stoul(digits);
+  }
+
+  bool is(Kernel kernel) const { return name == kernel_name(kernel); }
+};
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+// Sets the launch with the least estimate but `forced.rank`, and returns its cycles, or kNever if there is
+// none at all. `Visit` calls its argument with every launch and its cycles.
+template <typename Launch, typename Visit>
+double choose_launch(const Visit& visit, const Forced& forced, Launch* launch) {
+  if (forced.rank == 0) {
+    double best = kNever;
+    visit([&](const Launch& candidate, double cycles) {
+      if (cycles >= best) return;
+      best = cycles;
+      *launch = candidate;
+    });
+    return best;
+  }
+  std::vector<std::pair<double, size_t>> order;
+  visit([&](const Launch&, double cycles) { order.emplace_back(cycles, order.size()); });
+  if (forced.rank >= order.size()) {
+    throw std::invalid_argument("CONVT_KERNEL=" + forced.text + ": the problem has " +
+                                std::to_string(order.size()) + " launches of " + forced.name);
+  }
+  std::sort(order.begin(), order.end());
+  const auto [cycles, wanted] = order[forced.rank];
+  size_t index = 0;
+  visit([&, wanted = wanted](const Launch& candidate, double) {
+    if (index++ == wanted) *launch = candidate;
   });
-  return best < std::numeric_limits<double>::infinity();
+  return cycles;
+}
+
+double plan_tile_mma(const Problem& problem, const DeviceLimits& device, const Forced& forced,
+                     TileMmaLaunch* launch) {
+  const auto visit = [&](const TileMmaVisitor& visitor) { visit_tile_mma(problem, device, visitor); };
+  return choose_launch(visit, forced, launch);
+}
+
+double plan_tile_wgmma(const Problem& problem, const DeviceLimits& device, const Forced& forced,
+                       TileWgmmaLaunch* launch) {
+  const auto visit = [&](const TileWgmmaVisitor& visitor) { visit_tile_wgmma(problem, device, visitor); };
+  return choose_launch(visit, forced, launch);
 }
 
 // Neighbouring channels of an NHWC tensor lie in different groups when a group has few of them: a block that
@@ -233,30 +287,49 @@ const char* kernel_name(Kernel kernel) {
       return "tile_simt";
     case Kernel::kTileMma:
       return "tile_mma";
+    case Kernel::kTileWgmma:
+      return "tile_wgmma";
   }
   return "unknown";
 }
 
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced) {
-  const std::string name = forced == nullptr ? "" : forced;
-  const auto forces = [&name](Kernel kernel) { return name == kernel_name(kernel); };
-  if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kTileSimt) && !forces(Kernel::kTileMma)) {
-    throw std::invalid_argument("CONVT_KERNEL must be generic, tile_simt or tile_mma, got " + name);
+  const Forced wanted(forced);
+  const std::string& name = wanted.name;
+  const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
+  const bool tensor_kernel = forces(Kernel::kTileMma) || forces(Kernel::kTileWgmma);
+  if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kTileSimt) && !tensor_kernel) {
+    throw std::invalid_argument("CONVT_KERNEL must be generic, tile_simt, tile_mma or tile_wgmma, got " +
+                                name);
+  }
+  if (wanted.text != name && !tensor_kernel) {
+    throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
+                                ": only tile_mma and tile_wgmma number their launches");
   }
 
   Plan plan;
   if (problem.output_elements() == 0) return plan;
   const char* obstacle = nullptr;
-  if (name.empty() || forces(Kernel::kTileMma)) {
+  const char* const no_room = "no tile with its halo fits in shared memory";
+  const bool tensor_cores = name.empty() && fills_tensor_cores(problem);
+  double best = kNever;
+  if (tensor_cores || forces(Kernel::kTileMma)) {
     obstacle = tile_mma_obstacle(problem, device);
-    if (obstacle == nullptr && (!name.empty() || fills_tensor_cores(problem))) {
-      if (plan_tile_mma(problem, device, &plan.tile_mma)) {
-        plan.kernel = Kernel::kTileMma;
-        return plan;
-      }
-      obstacle = "no tile with its halo fits in shared memory";
+    if (obstacle == nullptr) {
+      best = plan_tile_mma(problem, device, wanted, &plan.tile_mma);
+      if (best < kNever) plan.kernel = Kernel::kTileMma;
+      obstacle = no_room;
     }
   }
+  if (tensor_cores || forces(Kernel::kTileWgmma)) {
+    obstacle = tile_wgmma_obstacle(problem, device);
+    if (obstacle == nullptr) {
+      const double cycles = plan_tile_wgmma(problem, device, wanted, &plan.tile_wgmma);
+      if (cycles < best) plan.kernel = Kernel::kTileWgmma;
+      obstacle = no_room;
+    }
+  }
+  if (plan.kernel != Kernel::kNone) return plan;
   if (name.empty() || forces(Kernel::kTileSimt)) {
     obstacle = tile_simt_obstacle(problem);
     if (obstacle == nullptr && (!name.empty() || !groups_split_vectors(problem))) {
@@ -264,7 +337,7 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
         plan.kernel = Kernel::kTileSimt;
         return plan;
       }
-      obstacle = "no tile with its halo fits in shared memory";
+      obstacle = no_room;
     }
   }
   if (!name.empty() && obstacle != nullptr) {
@@ -297,7 +370,28 @@ std::string describe(const Plan& plan) {
          << " workspace=" << t.workspace_bytes << " threads=" << config.threads()
          << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
   }
+  if (plan.kernel == Kernel::kTileWgmma) {
+    const TileWgmmaLaunch& t = plan.tile_wgmma;
+    const TileWgmmaConfig& config = kTileWgmmaConfigs[t.config];
+    line << " config=" << t.config << " rows=" << kTileWgmmaRows << "x" << config.row_tiles
+         << " pixels=" << config.pixels() << " tile=" << t.images << "x" << t.rows << "x" << t.cols
+         << " flat_numbers=" << t.flat_numbers << " couts=" << t.couts() << "x" << t.cout_tiles
+         << " halves=" << t.phases_in_halves << " phases_w=" << t.phases_w << " crop=" << t.taps_h.crop << ","
+         << t.taps_w.crop << " row_tiles=" << t.row_tiles_per_block << " separate=" << t.separate_tiles
+         << " steps=" << t.chunk_steps << "x" << t.chunks << " stages=" << t.stages << "+" << t.row_stages
+         << " vector=" << t.load_vector << " flat=" << t.flat_rows << " workspace=" << t.workspace_bytes
+         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
+  }
   return line.str();
+}
+
+bool names_arch(const std::string& archs, const std::string& arch) {
+  std::istringstream list(archs);
+  std::string name;
+  while (list >> name) {
+    if (name == arch || name == arch + "+PTX") return true;
+  }
+  return false;
 }
 
 bool has_code_for(const std::string& archs, int compute_capability) {

@@ -28,6 +28,12 @@ inline bool fits_32_bits(const Axis& axis) {
          axis.stride < kMaxCoordinate && axis.kernel * axis.dilation + axis.stride < kMaxCoordinate;
 }
 
+// Fills `taps`; false if an offset leaves 32 bits.
+bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps);
+
+// Sets how the input of a tile is read: load_vector and, if it may be, flat_rows.
+void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch);
+
 // Why `tile_mma` cannot compute a problem, or null.
 const char* tile_mma_obstacle(const Problem& problem, const DeviceLimits& device);
 
@@ -35,5 +41,10 @@ const char* tile_mma_obstacle(const Problem& problem, const DeviceLimits& device
 // it should take.
 using TileMmaVisitor = std::function<void(const TileMmaLaunch&, double)>;
 void visit_tile_mma(const Problem& problem, const DeviceLimits& device, const TileMmaVisitor& visit);
+
+// The same of `tile_wgmma`.
+const char* tile_wgmma_obstacle(const Problem& problem, const DeviceLimits& device);
+using TileWgmmaVisitor = std::function<void(const TileWgmmaLaunch&, double)>;
+void visit_tile_wgmma(const Problem& problem, const DeviceLimits& device, const TileWgmmaVisitor& visit);
 
 }  // namespace convt

@@ -4,15 +4,14 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <vector>
 
 #include "convt/plan.h"
 #include "plan_common.h"
 
 namespace convt {
-namespace {
 
-// Fills `taps`; false if an offset leaves 32 bits.
 bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
   taps->stride = static_cast<int>(axis.stride);
   taps->dilation = static_cast<int>(axis.dilation);
@@ -48,6 +47,33 @@ bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
   return true;
 }
 
+void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch) {
+  const ActivationStrides& in = problem.input_stride;
+  const auto widest = [&](std::initializer_list<int64_t> numbers) {
+    int vector = 16 / static_cast<int>(element_size(problem.dtype));
+    for (const int64_t number : numbers) {
+      while (number % vector != 0) vector /= 2;
+    }
+    return vector;
+  };
+  launch.flat_rows = false;
+  if (launch.input_channels_last) {
+    launch.load_vector = widest({in.n, in.h, in.w, problem.cin_per_group});
+    return;
+  }
+  launch.load_vector = widest({in.n, in.c, in.h, problem.w.input});
+  const bool neighbours = may_be_flat && in.h == problem.w.input && launch.cols == problem.w.input &&
+                          launch.grid_w == problem.w.input && launch.taps_w.least_offset == 0 &&
+                          launch.taps_w.span == 0 && launch.taps_h.least_offset == 0;
+  const int64_t image = problem.h.input * problem.w.input;
+  launch.flat_rows = neighbours && image < kMaxCoordinate && launch.rows > 1;
+  if (launch.flat_rows) {
+    launch.load_vector = widest({in.n, in.c, image, int64_t{launch.rows} * launch.cols});
+  }
+}
+
+namespace {
+
 // Whether all phases of every set have the same offsets, so that they may share a block of rows.
 bool phases_agree(const AxisTaps& taps) {
   if (taps.stride % taps.set_size != 0) return false;
@@ -56,56 +82,118 @@ bool phases_agree(const AxisTaps& taps) {
                      [all](uint32_t p) { return p == all; });
 }
 
-// Blocks of 16 rows that one row tile multiplies, summed over its set's offsets.
-int64_t multiplied_blocks(const TileMmaLaunch& launch, int blocks_m, int set_h, int set_w) {
-  const AxisTaps &h = launch.taps_h, &w = launch.taps_w;
-  int64_t count = 0;
-  for (int i = h.begin[set_h]; i < h.begin[set_h + 1]; ++i) {
-    for (int j = w.begin[set_w]; j < w.begin[set_w + 1]; ++j) {
-      for (int block = 0; block < blocks_m; ++block) {
-        const int phase = 16 * block >> launch.log2_couts;
-        const int phase_h = phase / w.set_size, phase_w = phase % w.set_size;
-        count +=
-            phase_h < h.set_size && (h.phases[i] >> phase_h & 1) != 0 && (w.phases[j] >> phase_w & 1) != 0;
-      }
-    }
-  }
-  return count;
-}
-
 struct Search {
   const Problem& problem;
   const DeviceLimits& device;
   const TileMmaVisitor& visit;
   int64_t size = element_size(problem.dtype);
 
-  // Sums over the phase sets of one tile of output channels.
-  struct Work {
-    double blocks = 0, offsets = 0;
-  };
-  Work work = {};
+  double all_offsets = 0;  // summed over the phase sets
 
+  // Lanes of a warp that share a line of `pieces` pieces.
+  static double lanes(double pieces) {
+    return static_cast<double>(std::min<int64_t>(32, next_power_of_two(static_cast<int64_t>(pieces))));
+  }
+
+  // Elements that the epilogue stores at once.
+  double store_vector(const TileMmaLaunch& launch) const {
+    int64_t vector = kChannels();
+    const auto divide = [&vector](int64_t number) {
+      while (number % vector != 0) vector /= 2;
+    };
+    if (problem.output_channels_last) {
+      divide(problem.cout_per_group);
+      divide(launch.couts());
+    } else {
+      if (launch.taps_w.set_size != launch.taps_w.stride) return 1;
+      divide(problem.w.output);
+      divide(int64_t{launch.cols} * launch.taps_w.set_size);
+      divide(launch.taps_w.crop);
+    }
+    return static_cast<double>(vector);
+  }
+
+  // Segments of a tile's pixels, each in one row of the grid and one warp: the epilogue stores them one after
+  // the other.
+  static double segments(const TileMmaLaunch& launch, const TileMmaConfig& config) {
+    const int pixels = launch.images * launch.rows * launch.cols;
+    const int warps = static_cast<int>(ceil_div(pixels, config.warp_pixels()));
+    return launch.images * launch.rows + warps - 1 -
+           (pixels - 1) / std::lcm(launch.cols, config.warp_pixels());
+  }
+
+  // Cycles of a launch: counts of what the loops of tile_mma, pack_fragments and add_splits do, with weights
+  // fitted to some 8,000 timed launches of the benchmark cases on an H200 (the choice then takes 1.02 times
+  // the best candidate's time on average). Only the order of the candidates matters.
   double estimate(const TileMmaLaunch& launch, const TileMmaConfig& config,
                   const TileMmaShared& shared) const {
-    const double row_tiles = std::min(launch.row_tiles_per_block, launch.row_tiles());
+    // Of a piece of work. `busy` is what the thread blocks of an SM take from each other, `chain` what a warp
+    // does one after the other.
+    const double row_tiles = static_cast<double>(launch.row_tiles()) / static_cast<double>(launch.tiles_m);
+    const double rounds = static_cast<double>(
+        ceil_div(std::min(launch.row_tiles_per_block, launch.row_tiles()), config.warps_m));
     const double steps = static_cast<double>(launch.channel_steps) / launch.splits;
-    const double share = row_tiles / launch.phase_sets();
-    const double products = work.blocks * share * steps * config.warps_n;  // of a block with a warp's pixels
-    const double fragments = work.offsets * share * steps * config.warps_n;
-    const double tensor = products * config.blocks_n * 1.7;
-    const double level1 = products * 4 + fragments * config.blocks_n * 2;
-    const double rounds = launch.chunks > 1 ? std::ceil(row_tiles / config.warps_m) : 1;
+    const double offsets = all_offsets / launch.phase_sets();
     const double pixels = static_cast<double>(launch.images) * launch.rows * launch.cols;
-    const double input =
-        static_cast<double>(launch.images) * shared.input_rows * shared.input_cols * 2 * kChannels() * steps;
-    const double load = input * rounds * (launch.input_channels_last ? 0.04 : 0.08);
-    const double output =
-        pixels * row_tiles * launch.couts() * launch.taps_h.set_size * launch.taps_w.set_size;
-    const double store = output * 0.1 * (launch.splits > 1 ? 3 : 1);
-    const double bytes = static_cast<double>(size) * (input + output * (launch.splits > 1 ? 5 : 1));
-    constexpr double kBytesPerCycle = 12;
-    return std::max(std::max(tensor, level1) + load + store, bytes / kBytesPerCycle) + 1500 +
-           (launch.chunks > 1 ? rounds * launch.chunks * 600 : 0);
+    const double warps = std::ceil(pixels / config.warp_pixels());  // side by side, with pixels
+    // A warp waits for its A fragments; B fragments come at the bandwidth of shared memory, which all warps
+    // share. The products grow with both and need no term.
+    const double b_fragments = row_tiles * offsets * steps * warps * config.blocks_n / 2;
+    double busy = 4.7 * b_fragments;
+    double chain = rounds * (offsets * (66 * steps * config.blocks_m + 137 * launch.chunks) + 1560);
+
+    const double turns = launch.chunks > 1 ? rounds * launch.chunks : 1;
+    const double channels = 2.0 * kChannels() * launch.chunk_steps;
+    const double bytes = static_cast<double>(size);
+    const double load_bytes = bytes * launch.load_vector;
+    double copies, sectors;  // instructions of warps, and pieces of 32 bytes that they touch
+    if (launch.input_channels_last) {
+      const double rows = static_cast<double>(launch.images) * shared.input_rows;
+      const double pieces = channels / launch.load_vector;
+      copies = rows * std::ceil(pieces / 32) * std::ceil(shared.input_cols * lanes(pieces) / 32);
+      const double pixel_bytes = bytes * std::min(channels, static_cast<double>(problem.cin_per_group));
+      sectors = rows * shared.input_cols * std::max(1.0, pixel_bytes / 32);
+    } else {
+      const double rows = static_cast<double>(launch.images) * (launch.flat_rows ? 1 : shared.input_rows);
+      const double row = launch.flat_rows ? shared.image_pixels : shared.input_cols;
+      const double vectors = row / launch.load_vector;
+      copies = rows * std::ceil(vectors / 32) * std::ceil(channels * lanes(vectors) / 32);
+      sectors = rows * channels * (bytes * row / 32 + 1 - load_bytes / 32);
+    }
+    busy += turns * (10 * copies + 0.98 * sectors);
+    chain += 1510 * turns;
+
+    const double couts = static_cast<double>(problem.cout_per_group) / launch.cout_tiles;
+    const double vector = store_vector(launch), parts = segments(launch, config);
+    const double part = pixels / parts;  // pixels of a segment
+    double lines, stores;                // of a row tile: segments of phases, and instructions of warps
+    if (problem.output_channels_last) {
+      const double phases =
+          static_cast<double>(launch.taps_h.stride) * launch.taps_w.stride / launch.phase_sets();
+      lines = parts * phases;
+      stores =
+          lines * std::ceil(couts / (32 * vector)) * std::ceil(part * lanes(launch.couts() / vector) / 32);
+    } else {
+      const double width = launch.taps_w.set_size / vector;  // of a point
+      const double row_lanes = lanes(launch.cols * width);
+      lines = parts * launch.taps_h.set_size;
+      stores = lines * std::ceil(part * width / row_lanes) * std::ceil(couts * row_lanes / 32);
+    }
+    busy += 5.2 * row_tiles * stores;
+    const double sums = config.blocks_m * config.blocks_n;
+    chain += rounds * ((problem.output_channels_last ? 182 : 86) * sums + 565 * lines / warps);
+
+    const double resident = std::max(1.0, static_cast<double>(launch.grid) / device.sm_count);
+    const double works = static_cast<double>(ceil_div(launch.works(), launch.grid));  // of a thread block
+
+    // The weight is packed by two thread blocks on an SM at a time, each for one step of a tile of channels.
+    const double pack_blocks = static_cast<double>(launch.groups) * launch.cout_tiles * launch.channel_steps;
+    const double pack_fragments =
+        launch.phase_sets() * std::ceil(offsets * config.blocks_m / 8);  // of a warp, one after the other
+    const double pack = 5200 * std::max(1.0, pack_blocks / (2.0 * device.sm_count)) * pack_fragments +
+                        0.0038 * static_cast<double>(launch.packed_bytes);
+    const double add = 0.00028 * static_cast<double>(launch.workspace_bytes - launch.packed_bytes);
+    return works * (resident * busy + chain) + pack + add;
   }
 
   int kChannels() const { return 16 / static_cast<int>(size); }
@@ -158,10 +246,7 @@ struct Search {
     if (resident == 0) return;
     const TileMmaShared shared =
         tile_mma_shared(launch, config, static_cast<int>(size), problem.output_channels_last);
-    const double latency = 1.0 + 0.15 * static_cast<double>(std::max<int64_t>(0, 3 - resident));
-    const double waves = std::max(1.0, blocks / device.sm_count);
-    const double cycles = (0.8 * std::ceil(waves) + 0.2 * waves) * latency * estimate(launch, config, shared);
-    visit(launch, cycles);
+    visit(launch, estimate(launch, config, shared));
   }
 
   void consider_channels(TileMmaLaunch launch) {
@@ -201,38 +286,14 @@ struct Search {
     }
   }
 
-  void set_loads(TileMmaLaunch& launch) const {
-    const ActivationStrides& in = problem.input_stride;
-    const auto widest = [&](std::initializer_list<int64_t> numbers) {
-      int vector = kChannels();
-      for (const int64_t number : numbers) {
-        while (number % vector != 0) vector /= 2;
-      }
-      return vector;
-    };
-    if (launch.input_channels_last) {
-      launch.load_vector = widest({in.n, in.h, in.w, problem.cin_per_group});
-      return;
-    }
-    launch.load_vector = widest({in.n, in.c, in.h, problem.w.input});
-    const bool neighbours = in.h == problem.w.input && launch.cols == problem.w.input &&
-                            launch.grid_w == problem.w.input && launch.taps_w.least_offset == 0 &&
-                            launch.taps_w.span == 0 && launch.taps_h.least_offset == 0;
-    const int64_t image = problem.h.input * problem.w.input;
-    launch.flat_rows = neighbours && image < kMaxCoordinate && launch.rows > 1;
-    if (launch.flat_rows)
-      launch.load_vector = widest({in.n, in.c, image, int64_t{launch.rows} * launch.cols});
-  }
-
   void consider_tiles(TileMmaLaunch launch) {
     const TileMmaConfig& config = kTileMmaConfigs[launch.config];
-    work = {};
+    all_offsets = 0;
     for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
       for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
         const int offsets = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w);
         launch.max_offsets = std::max(launch.max_offsets, offsets);
-        work.offsets += offsets;
-        work.blocks += static_cast<double>(multiplied_blocks(launch, config.blocks_m, set_h, set_w));
+        all_offsets += offsets;
       }
     }
     int last_cols = 0;
@@ -248,7 +309,7 @@ struct Search {
       launch.rows = static_cast<int>(ceil_div(launch.grid_h, ceil_div(launch.grid_h, row_limit)));
       launch.images =
           static_cast<int>(std::min<int64_t>(problem.batch, config.pixels() / (launch.rows * cols)));
-      set_loads(launch);
+      set_loads(problem, true, launch);
       consider_rows(launch);
     }
   }
@@ -281,6 +342,7 @@ struct Search {
     for (int index = 0; index < kTileMmaConfigCount; ++index) {
       const TileMmaConfig& config = kTileMmaConfigs[index];
       launch.config = index;
+      launch.blocks_m = config.blocks_m;
       const int rows = config.rows();
       // Output channels of a row tile, and as many phases as then fit: all along W before any along H.
       for (int couts = needed; couts >= 1; couts /= 2) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +18,25 @@ KERNEL_DTYPES = {
     "generic": DTYPES,
     "tile_simt": (torch.float16, torch.bfloat16, torch.float32),
     "tile_mma": (torch.float16, torch.bfloat16),
+    "tile_wgmma": (torch.float16, torch.bfloat16),
 }
-# Kernels that a test of any dtype may force; the plan chooses tile_mma for 16-bit types without being forced.
+# Kernels that a test of any dtype may force, and those for 16-bit types alone.
 CUDA_KERNELS = ("generic", "tile_simt")
+TENSOR_CORE_KERNELS = ("tile_mma", "tile_wgmma")
 NEEDS_CUDA = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a CPU build of torch"),
 )
 # The reference of a problem with more products than this is computed on the tensor's own device.
 _PRODUCTS_ON_HOST = 2**30
+
+
+def skip_without_code_for(kernel: str) -> None:
+    """Skips the running test where the GPU, or the build, has no code for the kernel."""
+    if kernel == "tile_wgmma" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("tile_wgmma needs compute capability 9.0")
+    if kernel == "tile_wgmma" and "9.0a" not in json.loads(torch.ops.convt._info())["archs"]:
+        pytest.skip("tile_wgmma needs a build for 9.0a")
 
 
 @dataclass(frozen=True)

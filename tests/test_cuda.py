@@ -18,6 +18,7 @@ from reference import (
     assert_accurate,
     assert_promised_strides,
     poison,
+    skip_without_code_for,
 )
 from torch import Tensor
 
@@ -32,6 +33,7 @@ SMALL = Geometry("small", (2, 6, 5, 4), 9, (3, 3), stride=(2, 3), padding=(1, 0)
 
 @pytest.fixture
 def forced(kernel: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    skip_without_code_for(kernel)
     monkeypatch.setenv("CONVT_KERNEL", kernel)
     return kernel
 
@@ -197,7 +199,9 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = SMALL.tensors(torch.float32, "cuda")
     monkeypatch.setenv("CONVT_KERNEL", "fastest")
     for function in (convt_ext.conv_transpose2d, convt_ext.plan):
-        with pytest.raises(RuntimeError, match="CONVT_KERNEL must be generic, tile_simt or tile_mma, got fastest"):
+        with pytest.raises(
+            RuntimeError, match="CONVT_KERNEL must be generic, tile_simt, tile_mma or tile_wgmma, got fastest"
+        ):
             function(*tensors, **SMALL.arguments)
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import DTYPES, LAYOUTS, Geometry, Target, assert_accurate, poison
+from reference import (
+    DTYPES,
+    LAYOUTS,
+    NEEDS_CUDA,
+    TENSOR_CORE_KERNELS,
+    Geometry,
+    Target,
+    assert_accurate,
+    poison,
+    skip_without_code_for,
+)
 
 import convt_ext
 
@@ -63,3 +73,25 @@ def test_generated_geometry(
     actual = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
     assert tuple(actual.shape) == geometry.output
     assert_accurate(actual, x, w, b, f"{geometry}, {input_layout}, {weight_layout}", **geometry.arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_CUDA[1].kwargs["reason"])
+@pytest.mark.parametrize("kernel", TENSOR_CORE_KERNELS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    geometry=geometries(),
+    dtype=st.sampled_from((torch.float16, torch.bfloat16)),
+    input_layout=st.sampled_from(sorted(LAYOUTS)),
+    seed=st.integers(0, 2**16),
+)
+def test_generated_geometry_on_tensor_cores(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, geometry: Geometry, dtype: torch.dtype, input_layout: str, seed: int
+) -> None:
+    skip_without_code_for(kernel)
+    monkeypatch.setenv("CONVT_KERNEL", kernel)
+    x, w, b = geometry.tensors(dtype, "cuda", seed)
+    x = LAYOUTS[input_layout](x)
+    poison(geometry.output, dtype, "cuda")
+    out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+    assert_accurate(out, x, w, b, f"{kernel}, input {input_layout}", **geometry.arguments)

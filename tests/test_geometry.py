@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import DTYPES, KERNEL_DTYPES, LAYOUTS, Geometry, Target, assert_accurate, poison
+from reference import (
+    DTYPES,
+    KERNEL_DTYPES,
+    LAYOUTS,
+    NEEDS_CUDA,
+    TENSOR_CORE_KERNELS,
+    Geometry,
+    Target,
+    assert_accurate,
+    poison,
+    skip_without_code_for,
+)
 from torch import Tensor
 
 import convt_ext
@@ -129,6 +140,42 @@ def test_named_geometry(geometry: Geometry, dtype: torch.dtype, target: Target) 
         actual = convt_ext.conv_transpose2d(laid_x, laid_w, laid_b, **geometry.arguments)
         assert tuple(actual.shape) == geometry.output, context
         assert_accurate(actual, laid_x, laid_w, laid_b, context, **geometry.arguments)
+
+
+# Several tiles of the tensor-core kernels, whole ones and pieces, and several chunks of channels.
+LARGER = (
+    G("3x3_rows", (2, 64, 21, 300), 64, (3, 3)),
+    G("3x5_rows", (1, 40, 19, 129), 128, (3, 5), padding=(1, 2)),
+    G("k2s2", (3, 100, 24, 32), 64, (2, 2), stride=(2, 2)),
+    G("k2s2_14x14", (5, 64, 14, 14), 96, (2, 2), stride=(2, 2)),
+    G("k4s2", (3, 72, 33, 130), 128, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("k3s2_odd", (2, 96, 40, 33), 64, (3, 3), stride=(2, 2)),
+    G("k4s4", (2, 160, 31, 27), 64, (4, 4), stride=(4, 4)),
+    G("row_k4s2", (3, 64, 1, 1100), 32, (1, 4), stride=(1, 2), padding=(0, 1)),
+    G("row_k16s8", (2, 128, 1, 150), 64, (1, 16), stride=(1, 8), padding=(0, 4)),
+    G("stride_3", (2, 48, 30, 41), 64, (3, 5), stride=(2, 3), padding=(1, 2), dilation=(2, 1)),
+    G("groups", (2, 96, 17, 40), 128, (3, 3), stride=(2, 2), groups=2),
+    G("small_images", (40, 64, 8, 6), 64, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("many_channels", (3, 600, 9, 11), 130, (3, 3), padding=(1, 1)),
+)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_CUDA[1].kwargs["reason"])
+@pytest.mark.parametrize("kernel", TENSOR_CORE_KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("geometry", [*GEOMETRIES, *LARGER], ids=lambda geometry: geometry.name)
+def test_tensor_core_kernels(
+    geometry: Geometry, dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_code_for(kernel)
+    monkeypatch.setenv("CONVT_KERNEL", kernel)
+    x, w, b = geometry.tensors(dtype, "cuda")
+    for input_layout, weight_layout in LAYOUT_PAIRS:
+        laid_x, laid_w = LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w)
+        poison(geometry.output, dtype, "cuda")
+        actual = convt_ext.conv_transpose2d(laid_x, laid_w, b, **geometry.arguments)
+        assert_accurate(actual, laid_x, laid_w, b, f"input {input_layout}", **geometry.arguments)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[::5], ids=lambda geometry: geometry.name)

@@ -6,6 +6,7 @@
 
 #include "convt/plan.h"
 #include "convt/problem.h"
+#include "convt/tile_wgmma.h"
 
 namespace convt {
 
@@ -30,5 +31,11 @@ cudaError_t launch_tile_mma_fp16(const Problem& problem, const TileMmaLaunch& la
                                  cudaStream_t stream);
 cudaError_t launch_tile_mma_bf16(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                  cudaStream_t stream);
+
+// The same on warpgroup instructions.
+cudaError_t launch_tile_wgmma_fp16(const Problem& problem, const TileWgmmaLaunch& launch, void* workspace,
+                                   cudaStream_t stream);
+cudaError_t launch_tile_wgmma_bf16(const Problem& problem, const TileWgmmaLaunch& launch, void* workspace,
+                                   cudaStream_t stream);
 
 }  // namespace convt

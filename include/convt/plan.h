@@ -7,6 +7,7 @@
 #include "convt/problem.h"
 #include "convt/tile_mma.h"
 #include "convt/tile_simt.h"
+#include "convt/tile_wgmma.h"
 
 namespace convt {
 
@@ -16,6 +17,7 @@ struct DeviceLimits {
   int sm_count = 108;
   int64_t shared_bytes_per_block = 0;  // the opt-in limit
   int64_t shared_bytes_per_sm = 0;
+  bool has_wgmma = false;  // warpgroup instructions, and code that uses them
 };
 
 enum class Kernel {
@@ -23,18 +25,21 @@ enum class Kernel {
   kGeneric,
   kTileSimt,
   kTileMma,
+  kTileWgmma,
 };
 
 const char* kernel_name(Kernel kernel);
 
 struct Plan {
   Kernel kernel = Kernel::kNone;
-  TileSimtLaunch tile_simt;  // when kernel is kTileSimt
-  TileMmaLaunch tile_mma;    // when kernel is kTileMma
+  TileSimtLaunch tile_simt;    // when kernel is kTileSimt
+  TileMmaLaunch tile_mma;      // when kernel is kTileMma
+  TileWgmmaLaunch tile_wgmma;  // when kernel is kTileWgmma
 };
 
-// Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best.
-// Throws std::invalid_argument when the forced kernel does not exist or cannot compute the problem.
+// Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best;
+// tile_mma:3 and tile_wgmma:3 are the launches with the fourth least estimate, for sweeps. Throws
+// std::invalid_argument when the forced kernel or launch does not exist or cannot compute the problem.
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced);
 
 // One line: the kernel's name, then what was chosen as key=value.
@@ -43,5 +48,8 @@ std::string describe(const Plan& plan);
 // Whether a library built for `archs` (such as "8.0 9.0a 12.0+PTX") holds code for a GPU. Machine code runs
 // on later minor versions of its major version, an `a` target on exactly its own, PTX on everything later.
 bool has_code_for(const std::string& archs, int compute_capability);
+
+// Whether a list names an architecture, such as "9.0a".
+bool names_arch(const std::string& archs, const std::string& arch);
 
 }  // namespace convt

@@ -82,6 +82,11 @@ struct AxisTaps {
 //
 //   row = (phase_h * phases_w.set_size + phase_w) * couts + cout
 //
+// With phases_in_halves, the two phases of a set take turns every 8 rows instead, so that one thread receives
+// the sums of both for the same pixels:
+//
+//   row = (cout / 8 * 2 + phase_w) * 8 + cout % 8
+//
 // A row tile is one phase set of `couts` output channels. Row tiles are numbered cout tile by cout tile, in
 // each one phase set after the other, W fastest.
 //
@@ -106,8 +111,11 @@ struct TileMmaLaunch {
   bool prefetches = false;      // a block has more than one turn: it stages the next while it multiplies
   int load_vector = 1;          // input elements read at once: along W for NCHW, along C for NHWC
   bool input_channels_last = false;
-  bool flat_rows = false;  // a tile's rows are neighbours in memory: read as one
-  int max_offsets = 1;     // of any phase set: stride of the packed weight
+  bool flat_rows = false;         // a tile's rows are neighbours in memory: read as one
+  bool flat_numbers = false;      // pixels are numbered along the planes, halo included
+  int max_offsets = 1;            // of any phase set: stride of the packed weight
+  int blocks_m = 1;               // blocks of 16 rows of a row tile
+  bool phases_in_halves = false;  // see above
 
   AxisTaps taps_h, taps_w;
   int grid_h = 1, grid_w = 1;  // points q along each axis
@@ -143,33 +151,49 @@ struct TileMmaLaunch {
 // ldmatrix have bank conflicts.
 struct TileMmaShared {
   int input_rows, input_cols;
-  int image_pixels;  // of a plane, per image
+  int image_pixels;                // of a plane, per image
+  int row_numbers, image_numbers;  // pixel numbers of a row and of an image of the tile
   int plane;
-  int plane_buffers;
+  int plane_buffers, row_buffers;
   int row_pitch, row_padding;
   int output_pitch;  // elements from line to line
   int output_bytes;  // of a warp
   size_t planes_offset, rows_offset, output_offset, bytes;
 };
 
-inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaConfig& config,
-                                     int element_size, bool output_channels_last) {
-  TileMmaShared s;
+// Sets what concerns the staged input.
+inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch, int element_size) {
   // NCHW is read from a column that is a multiple of the vector.
   const int vector = launch.input_channels_last ? 1 : launch.load_vector;
   const int exact = launch.cols + launch.taps_w.span;
-  const bool aligned = launch.cols % vector == 0 && launch.taps_w.least_offset % vector == 0;
+  const int before = launch.cols % vector == 0 ? launch.taps_w.least_offset & (vector - 1) : vector - 1;
   s.input_rows = launch.rows + launch.taps_h.span;
-  s.input_cols =
-      launch.flat_rows ? exact : (exact + (aligned ? 0 : vector - 1) + vector - 1) / vector * vector;
+  s.input_cols = launch.flat_rows ? exact : (exact + before + vector - 1) / vector * vector;
+  // Two pixels whose numbers are 2 i and 2 i + 1 lie in the same row.
+  if (launch.flat_numbers && !launch.flat_rows) s.input_cols += s.input_cols % 2;
   s.image_pixels = (s.input_rows * s.input_cols + vector - 1) / vector * vector;
+  s.row_numbers = launch.flat_numbers ? s.input_cols : launch.cols;
+  s.image_numbers = launch.flat_numbers ? s.image_pixels : launch.rows * launch.cols;
   const int channels = 16 / element_size;  // of a vector
   const int planes = 2 * launch.chunk_steps;
   const int pixels = launch.images * s.image_pixels;
   s.row_pitch = (pixels + channels - 1) / channels * channels;
   s.row_padding = (planes < 8 ? 8 / planes : 1) * channels;
   s.plane = (launch.input_channels_last ? pixels : s.row_pitch) | 1;
+}
+
+// Bytes of one buffer of rows.
+inline size_t tile_mma_row_bytes(const TileMmaShared& s, int chunk_steps, int element_size) {
+  const size_t channels = static_cast<size_t>(16 / element_size);
+  return 2 * static_cast<size_t>(chunk_steps) * (channels * s.row_pitch + s.row_padding) * element_size;
+}
+
+inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaConfig& config,
+                                     int element_size, bool output_channels_last) {
+  TileMmaShared s;
+  set_staged_input(s, launch, element_size);
   s.plane_buffers = launch.input_channels_last && launch.prefetches ? 2 : 1;
+  s.row_buffers = launch.input_channels_last ? 0 : 1;
   const int slots = launch.taps_h.set_size * launch.taps_w.set_size;
   if (output_channels_last) {
     s.output_pitch = launch.log2_couts >= 3 ? launch.couts() + 8 : launch.couts();
@@ -182,9 +206,9 @@ inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaC
   const size_t offsets = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) *
                          static_cast<size_t>(launch.taps_w.begin[launch.taps_w.sets]);
   s.planes_offset = (offsets * 8 + 15) / 16 * 16;
-  s.rows_offset = s.planes_offset + static_cast<size_t>(s.plane_buffers) * planes * s.plane * 16;
-  const size_t rows = static_cast<size_t>(planes) * (channels * s.row_pitch + s.row_padding) * element_size;
-  s.output_offset = s.rows_offset + (launch.input_channels_last ? 0 : rows);
+  s.rows_offset =
+      s.planes_offset + static_cast<size_t>(s.plane_buffers) * 2 * launch.chunk_steps * s.plane * 16;
+  s.output_offset = s.rows_offset + s.row_buffers * tile_mma_row_bytes(s, launch.chunk_steps, element_size);
   s.bytes = s.output_offset + static_cast<size_t>(config.warps()) * s.output_bytes;
   return s;
 }

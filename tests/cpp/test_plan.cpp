@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <iterator>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -26,9 +27,13 @@ struct Device {
 
 // Of the CUDA programming guide's table of compute capabilities.
 const Device kDevices[] = {
-    {"A100", {80, 108, 163 << 10, 164 << 10}},  {"RTX 3090", {86, 82, 99 << 10, 100 << 10}},
-    {"L4", {89, 58, 99 << 10, 100 << 10}},      {"H100", {90, 132, 227 << 10, 228 << 10}},
-    {"B200", {100, 148, 227 << 10, 228 << 10}}, {"RTX 5090", {120, 170, 99 << 10, 100 << 10}},
+    {"A100", {80, 108, 163 << 10, 164 << 10}},
+    {"RTX 3090", {86, 82, 99 << 10, 100 << 10}},
+    {"L4", {89, 58, 99 << 10, 100 << 10}},
+    {"H100", {90, 132, 227 << 10, 228 << 10, true}},
+    {"B200", {100, 148, 227 << 10, 228 << 10}},
+    {"RTX 5090", {120, 170, 99 << 10, 100 << 10}},
+    {"H100, built for 9.0", {90, 132, 227 << 10, 228 << 10}},
 };
 const DeviceLimits& kH100 = kDevices[3].limits;
 
@@ -148,9 +153,9 @@ void check_taps(const Axis& axis, const convt::AxisTaps& taps, int points, const
   }
 }
 
-void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const DeviceLimits& device,
-                    const std::string& context) {
-  const convt::TileMmaConfig& config = convt::kTileMmaConfigs[launch.config];
+// What tile_mma and tile_wgmma have in common.
+void check_products(const Problem& p, const convt::TileMmaLaunch& launch, const DeviceLimits& device,
+                    const convt::TileMmaShared& shared, const std::string& context) {
   check_taps(p.h, launch.taps_h, launch.grid_h, context);
   check_taps(p.w, launch.taps_w, launch.grid_w, context);
   const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
@@ -161,15 +166,10 @@ void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const 
   covers(launch.tiles_h, launch.rows, launch.grid_h);
   covers(launch.tiles_n, launch.images, p.batch);
   covers(launch.cout_tiles, launch.couts(), p.cout_per_group);
-  covers(launch.channel_steps, 16, p.cin_per_group);
   CHECK(launch.splits * launch.chunks * launch.chunk_steps >= launch.channel_steps, context);
+  CHECK(16 * launch.channel_steps >= p.cin_per_group, context);
   CHECK(launch.groups == p.groups, context);
-  CHECK(launch.images * launch.rows * launch.cols <= config.pixels(), context);
-  const int rows = launch.couts() * launch.taps_h.set_size * launch.taps_w.set_size;
-  CHECK(rows <= config.rows() && launch.taps_h.set_size <= 32 && launch.taps_w.set_size <= 32, context);
   CHECK(launch.grid >= 1 && launch.grid <= launch.works() && launch.works() <= 2147483647, context);
-  CHECK(launch.prefetches || (launch.chunks == 1 && launch.grid == launch.works()), context);
-  const auto shared = convt::tile_mma_shared(launch, config, 2, p.output_channels_last);
   CHECK(shared.bytes == launch.shared_bytes, context);
   CHECK(static_cast<int64_t>(shared.bytes) <= device.shared_bytes_per_block, context);
   CHECK(shared.plane % 2 == 1 && shared.planes_offset % 16 == 0 && shared.rows_offset % 16 == 0 &&
@@ -178,10 +178,44 @@ void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const 
   CHECK(launch.workspace_bytes >= launch.packed_bytes && launch.packed_bytes % 16 == 0, context);
 }
 
+void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const DeviceLimits& device,
+                    const std::string& context) {
+  const convt::TileMmaConfig& config = convt::kTileMmaConfigs[launch.config];
+  check_products(p, launch, device, convt::tile_mma_shared(launch, config, 2, p.output_channels_last),
+                 context);
+  CHECK(16 * (launch.channel_steps - 1) < p.cin_per_group, context);
+  CHECK(launch.images * launch.rows * launch.cols <= config.pixels(), context);
+  const int rows = launch.couts() * launch.taps_h.set_size * launch.taps_w.set_size;
+  CHECK(rows <= config.rows() && launch.taps_h.set_size <= 32 && launch.taps_w.set_size <= 32, context);
+  CHECK(launch.prefetches || (launch.chunks == 1 && launch.grid == launch.works()), context);
+}
+
+void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, const DeviceLimits& device,
+                      const std::string& context) {
+  const convt::TileWgmmaConfig& config = convt::kTileWgmmaConfigs[launch.config];
+  const convt::TileMmaShared shared = convt::tile_wgmma_shared(launch, 2, p.output_channels_last);
+  check_products(p, launch, device, shared, context);
+  CHECK(device.has_wgmma && launch.splits == 1 && launch.grid <= device.sm_count, context);
+  CHECK(launch.channel_steps == launch.chunks * launch.chunk_steps && launch.chunk_steps % 2 == 0, context);
+  // The last pixel's number is one of the tile's, and every segment is a run of a plane.
+  const int last =
+      (launch.images - 1) * shared.image_numbers + (launch.rows - 1) * shared.row_numbers + launch.cols;
+  CHECK(last <= config.pixels() && shared.plane < 1 << 14, context);
+  CHECK(launch.flat_numbers || launch.cols % convt::kTileWgmmaSegment == 0, context);
+  CHECK(shared.image_numbers % shared.row_numbers == 0, context);
+  CHECK(launch.couts() * launch.taps_w.set_size == convt::kTileWgmmaRows && launch.taps_h.set_size == 1,
+        context);
+  CHECK(launch.phases_in_halves == (launch.taps_w.set_size == 2), context);
+  CHECK(launch.stages >= 2 && launch.row_stages >= (launch.input_channels_last ? 0 : 2), context);
+  // One warpgroup must see each turn of the ring.
+  CHECK(!launch.separate_tiles || launch.chunks < launch.stages, context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
   if (plan.kernel == Kernel::kTileMma) return check_tile_mma(p, plan.tile_mma, device, context);
+  if (plan.kernel == Kernel::kTileWgmma) return check_tile_wgmma(p, plan.tile_wgmma, device, context);
   if (plan.kernel != Kernel::kTileSimt) return;
   check_coverage(p, plan.tile_simt, context);
   check_limits(p, plan.tile_simt, device, context);
@@ -221,8 +255,13 @@ void test_typical_problems() {
   for (const auto& [name, problem] : typical) {
     for (const Device& device : kDevices) {
       const std::string context = std::string(name) + " on " + device.name;
-      const Kernel expected = problem.dtype == DType::kFloat32 ? Kernel::kTileSimt : Kernel::kTileMma;
-      CHECK(convt::make_plan(problem, device.limits, nullptr).kernel == expected, context);
+      const Kernel chosen = convt::make_plan(problem, device.limits, nullptr).kernel;
+      if (problem.dtype == DType::kFloat32) {
+        CHECK(chosen == Kernel::kTileSimt, context);
+      } else {
+        CHECK(chosen == Kernel::kTileMma || (chosen == Kernel::kTileWgmma && device.limits.has_wgmma),
+              context);
+      }
       check_plan(problem, device.limits, nullptr, context);
     }
   }
@@ -261,7 +300,8 @@ void test_generic_is_the_last_resort() {
 void test_empty_output() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
-  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "tile_simt", "tile_mma"}) {
+  for (const char* forced :
+       {static_cast<const char*>(nullptr), "", "generic", "tile_simt", "tile_mma", "tile_wgmma"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -277,15 +317,41 @@ void test_forced_kernels() {
       CHECK(convt::make_plan(p, kH100, "tile_mma").kernel == Kernel::kTileMma, describe(p));
       check_plan(p, kH100, "tile_simt", describe(p));
       check_plan(p, kH100, "tile_mma", describe(p));
+      CHECK(convt::make_plan(p, kH100, "tile_wgmma").kernel == Kernel::kTileWgmma, describe(p));
+      check_plan(p, kH100, "tile_wgmma", describe(p));
     }
   }
+  // Launches by their estimates.
+  const Problem many = make_problem(DType::kFloat16, 8, 128, 64, make_axis(256, 2, 2), make_axis(256, 2, 2));
+  for (const std::string kernel : {"tile_mma", "tile_wgmma"}) {
+    const auto line = [&](const std::string& rank) {
+      return convt::describe(convt::make_plan(many, kH100, (kernel + rank).c_str()));
+    };
+    CHECK(line(":0") == line("") && line(":1") != line("") && line(":1") != line(":2"), line(":1"));
+    check_plan(many, kH100, (kernel + ":5").c_str(), kernel);
+  }
+  for (const char* const bad :
+       {"tile_mma:", "tile_mma:x", "tile_mma:-1", "tile_mma:999999", "generic:1", "tile_simt:0"}) {
+    bool refused = false;
+    try {
+      convt::make_plan(many, kH100, bad);
+    } catch (const std::invalid_argument& error) {
+      refused = std::string(error.what()).rfind(std::string("CONVT_KERNEL=") + bad, 0) == 0;
+    }
+    CHECK(refused, bad);
+  }
+  // Narrow and high: few columns, and many rows of them in a tile.
+  const Problem tall =
+      make_problem(DType::kFloat16, 1, 3, 4, make_axis(701, 3, 2, 1, 1), make_axis(3, 3, 1, 1));
+  check_plan(tall, kH100, "tile_mma", describe(tall));
+  check_plan(tall, kH100, "tile_wgmma", describe(tall));
   std::string message;
   try {
     convt::make_plan(make_problem(DType::kFloat32, 2, 8, 8, a, a), kH100, "Generic");
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }
-  CHECK(message == "CONVT_KERNEL must be generic, tile_simt or tile_mma, got Generic", message);
+  CHECK(message == "CONVT_KERNEL must be generic, tile_simt, tile_mma or tile_wgmma, got Generic", message);
 }
 
 void test_random_problems() {
@@ -308,11 +374,19 @@ void test_random_problems() {
     const DType dtype = draw(0, 1) == 0 ? DType::kFloat32 : DType::kBFloat16;
     const Problem p = make_problem(dtype, draw(1, 200), groups * draw(1, 300), groups * draw(1, 300),
                                    draw_axis(), draw_axis(), groups, draw(0, 1) == 0);
-    const Device& device = kDevices[draw(0, 5)];
+    const Device& device = kDevices[draw(0, std::size(kDevices) - 1)];
     const std::string context = describe(p) + " on " + device.name;
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
-    tiled += plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma;
+    tiled += plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
+             plan.kernel == Kernel::kTileWgmma;
     check_plan(p, device.limits, nullptr, context);
+    if (dtype == DType::kBFloat16) {
+      // Where the fastest is another kernel, too.
+      try {
+        check_plan(p, kH100, "tile_wgmma", context);
+      } catch (const std::invalid_argument&) {
+      }
+    }
     // The same problem has the same plan.
     CHECK(convt::describe(plan) == convt::describe(convt::make_plan(p, device.limits, nullptr)), context);
   }
@@ -349,6 +423,8 @@ void test_architectures() {
     CHECK(convt::has_code_for(archs, compute_capability) == expected,
           std::string(archs) + " for " + std::to_string(compute_capability));
   }
+  CHECK(convt::names_arch(wheel, "9.0a") && convt::names_arch(wheel, "12.0"), wheel);
+  CHECK(!convt::names_arch(wheel, "9.0") && !convt::names_arch("9.0 9.0+PTX", "9.0a"), wheel);
 }
 
 }  // namespace

@@ -6,8 +6,7 @@ namespace convt {
 // Starts a copy of kBytes (4, 8 or 16) to shared memory; where `valid` is false, zeros are written and
 // `source` is not read.
 template <int kBytes>
-__device__ inline void copy_async(void* shared, const void* source, bool valid) {
-  const unsigned destination = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+__device__ inline void copy_async(unsigned destination, const void* source, bool valid) {
   const int read = valid ? kBytes : 0;
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(read));
@@ -15,6 +14,20 @@ __device__ inline void copy_async(void* shared, const void* source, bool valid) 
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(source), "n"(kBytes),
                  "r"(read));
   }
+}
+
+template <int kBytes>
+__device__ inline void copy_async(void* shared, const void* source, bool valid) {
+  copy_async<kBytes>(static_cast<unsigned>(__cvta_generic_to_shared(shared)), source, valid);
+}
+
+// Copies are waited for in groups: those that a thread has started since its last call belong to one.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most kPending of this thread's groups are unfinished.
+template <int kPending>
+__device__ inline void wait_for_copies_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Waits until every copy that this thread has started is in shared memory. A barrier makes it visible to the

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "convt/device/async_copy.cuh"
+#include "convt/device/mma.cuh"
 #include "convt/device/tile_params.cuh"
 
 namespace convt {
@@ -43,46 +44,59 @@ __device__ inline uint4 vector_of_pixel(const uint4 (&x)[kChannelVector<T>], int
   }
 }
 
-// NCHW, kBytes along W at a time, into `rows`. `channel` is the chunk's first. A warp takes a row of the
-// tile, neighbouring lanes neighbouring pixels of a channel.
+// Copies an element or more to shared memory, zeros where `valid` is false.
+template <typename T, int kBytes>
+__device__ inline void stage_piece(unsigned destination, const T* source, bool valid) {
+  if constexpr (kBytes >= 4) {
+    copy_async<kBytes>(destination, source, valid);
+  } else {
+    const unsigned short bits = valid ? *reinterpret_cast<const unsigned short*>(source) : 0;
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(destination), "h"(bits) : "memory");
+  }
+}
+
+// NCHW, kBytes along W at a time, into `rows`. `channel` is the chunk's first. A thread takes one vector of
+// one row, and walks over the channels; neighbouring threads take neighbouring vectors.
 template <typename T, int kBytes, int kThreads>
 __device__ inline void stage_rows(const Params<T>& p, const Tile& tile, const T* group_input, int channel,
                                   unsigned char* rows) {
-  constexpr int kPixels = kBytes / static_cast<int>(sizeof(T));
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int log2_lanes = min(32 - __clz(p.row_vectors - 1), 5);  // lanes of a row
-  const int first_channel = lane >> log2_lanes, channel_step = 32 >> log2_lanes;
+  constexpr int kSize = static_cast<int>(sizeof(T)), kPixels = kBytes / kSize;
   const int channels = p.planes * kChannelVector<T>;
-  const int64_t source_step = channel_step * p.input_stride.c;
+  const int existing = min(channels, p.cin_per_group - channel);
   const int first_h = tile.grid_h + p.taps_h.least_offset;
-  const int exact_w = tile.grid_w + p.taps_w.least_offset;
-  const int first_w = exact_w & -kPixels;  // rounded down, also below zero
-  for (int row = static_cast<int>(threadIdx.x) / 32; row < p.images * p.image_rows; row += kThreads / 32) {
-    const auto by_image = p.image_rows.divide(row);
+  const int first_w = (tile.grid_w + p.taps_w.least_offset) & -kPixels;  // rounded down, also below zero
+  const auto start = p.tile_vectors.divide(static_cast<int>(threadIdx.x));
+  // With fewer vectors than threads, several threads share a vector's channels.
+  const int first_channel = start.quotient < p.channel_sharers ? start.quotient : channels;
+  const int64_t source_step = p.channel_sharers * p.input_stride.c;
+  for (int number = p.channel_sharers > 1 ? start.remainder : static_cast<int>(threadIdx.x);
+       number < p.tile_vectors; number += kThreads) {
+    const auto by_row = p.row_vectors.divide(number);
+    const auto by_image = p.image_rows.divide(by_row.quotient);
     const int n = tile.image + by_image.quotient;
     const int h = first_h + by_image.remainder;
-    const bool row_exists = n < p.batch && h >= 0;
-    for (int vector = lane & ((1 << log2_lanes) - 1); vector < p.row_vectors; vector += 32) {
-      const int w = first_w + vector * kPixels;
-      const bool exists = row_exists && (p.flat_rows ? h * p.input_w + w < p.input_h * p.input_w
-                                                     : h < p.input_h && w >= 0 && w < p.input_w);
-      const T* source = group_input + n * p.input_stride.n + h * p.input_stride.h + w +
-                        (channel + first_channel) * p.input_stride.c;
-      T* const pixel = reinterpret_cast<T*>(rows) + by_image.quotient * p.shared.image_pixels +
-                       by_image.remainder * p.shared.input_cols + vector * kPixels;
+    const int w = first_w + by_row.remainder * kPixels;
+    const bool exists =
+        n < p.batch && h >= 0 &&
+        (p.flat_rows ? h * p.input_w + w < p.input_h * p.input_w : h < p.input_h && w >= 0 && w < p.input_w);
+    const T* source = group_input + n * p.input_stride.n + h * p.input_stride.h + w +
+                      (channel + first_channel) * p.input_stride.c;
+    const unsigned destination =
+        shared_address(rows) + (by_image.quotient * p.shared.image_pixels +
+                                by_image.remainder * p.shared.input_cols + by_row.remainder * kPixels) *
+                                   kSize;
+    const int end = exists ? existing : 0;
+    int c = first_channel;
+    const auto place = [&] {
+      return destination + (c * p.shared.row_pitch + c / kChannelVector<T> * p.shared.row_padding) * kSize;
+    };
 #pragma unroll 4
-      for (int c = first_channel; c < channels; c += channel_step) {
-        const bool valid = exists && channel + c < p.cin_per_group;
-        T* const destination = pixel + c * p.shared.row_pitch + c / kChannelVector<T> * p.shared.row_padding;
-        if constexpr (kBytes >= 4) {
-          copy_async<kBytes>(destination, valid ? source : group_input, valid);
-        } else {
-          *reinterpret_cast<unsigned short*>(destination) =
-              valid ? *reinterpret_cast<const unsigned short*>(source) : 0;
-        }
-        source += source_step;
-      }
+    for (; c < end; c += p.channel_sharers) {
+      stage_piece<T, kBytes>(place(), source, true);
+      source += source_step;
     }
+#pragma unroll 1
+    for (; c < channels; c += p.channel_sharers) stage_piece<T, kBytes>(place(), group_input, false);
   }
 }
 
@@ -110,48 +124,39 @@ __device__ inline void turn_rows(const Params<T>& p, const unsigned char* rows, 
   }
 }
 
-// NHWC, kBytes along C at a time. A warp takes a row of the tile, neighbouring lanes neighbouring channels of
-// a pixel.
+// NHWC, kBytes along C at a time, into `planes`. A thread takes one piece of one column's channels, and walks
+// over the rows; neighbouring threads take neighbouring channels.
 template <typename T, int kBytes, int kThreads>
 __device__ inline void stage_pixels(const Params<T>& p, const Tile& tile, const T* group_input, int channel,
                                     unsigned char* planes) {
   constexpr int kPieces = 16 / kBytes;  // of a vector
   constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int pieces = p.planes * kPieces;
-  const int log2_lanes = min(32 - __clz(pieces - 1), 5);  // lanes of a pixel
-  const int first_col = lane >> log2_lanes, col_step = 32 >> log2_lanes;
   const int first_h = tile.grid_h + p.taps_h.least_offset;
-  const int first_w = tile.grid_w + p.taps_w.least_offset + first_col;
-  const int64_t source_step = col_step * p.input_stride.w;
-  for (int row = static_cast<int>(threadIdx.x) / 32; row < p.images * p.image_rows; row += kThreads / 32) {
-    const auto by_image = p.image_rows.divide(row);
-    const int n = tile.image + by_image.quotient;
-    const int h = first_h + by_image.remainder;
-    const bool row_exists = n < p.batch && h >= 0 && h < p.input_h;
-    const int pixel =
-        by_image.quotient * p.shared.image_pixels + by_image.remainder * p.shared.input_cols + first_col;
-    for (int piece = lane & ((1 << log2_lanes) - 1); piece < pieces; piece += 32) {
-      const int c = channel + piece * kElements;
-      const bool exists = row_exists && c < p.cin_per_group;
-      const T* source = group_input + n * p.input_stride.n + h * p.input_stride.h +
-                        first_w * p.input_stride.w + c * p.input_stride.c;
-      unsigned char* destination =
-          planes + (piece / kPieces * p.shared.plane + pixel) * 16 + piece % kPieces * kBytes;
-      int w = first_w;
+  const int units = p.channel_pieces * p.shared.input_cols;
+  for (int unit = threadIdx.x; unit < units; unit += kThreads) {
+    const auto by_col = p.channel_pieces.divide(unit);
+    const int piece = by_col.remainder, w = tile.grid_w + p.taps_w.least_offset + by_col.quotient;
+    const int c = channel + piece * kElements;
+    const bool exists = w >= 0 && w < p.input_w && c < p.cin_per_group;
+    unsigned destination = shared_address(planes) +
+                           (piece / kPieces * p.shared.plane + by_col.quotient) * 16 +
+                           piece % kPieces * kBytes;
+    for (int image = 0; image < p.images; ++image) {
+      const int n = tile.image + image;
+      // Rows of the image are h with 0 <= h < end.
+      const unsigned end = exists && n < p.batch ? static_cast<unsigned>(p.input_h) : 0;
+      const T* source = group_input + n * p.input_stride.n + first_h * p.input_stride.h +
+                        w * p.input_stride.w + c * p.input_stride.c;
+      int h = first_h;
 #pragma unroll 4
-      for (int col = first_col; col < p.shared.input_cols; col += col_step) {
-        const bool valid = exists && w >= 0 && w < p.input_w;
-        if constexpr (kBytes >= 4) {
-          copy_async<kBytes>(destination, valid ? source : group_input, valid);
-        } else {
-          *reinterpret_cast<unsigned short*>(destination) =
-              valid ? *reinterpret_cast<const unsigned short*>(source) : 0;
-        }
-        w += col_step;
-        source += source_step;
-        destination += col_step * 16;
+      for (int row = 0; row < p.image_rows; ++row) {
+        const bool valid = static_cast<unsigned>(h) < end;
+        stage_piece<T, kBytes>(destination, valid ? source : group_input, valid);
+        ++h;
+        source += p.input_stride.h;
+        destination += p.shared.input_cols * 16;
       }
+      destination += (p.shared.image_pixels - p.image_rows * p.shared.input_cols) * 16;
     }
   }
 }

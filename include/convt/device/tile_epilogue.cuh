@@ -20,14 +20,16 @@ namespace tile_mma {
 template <typename Config>
 using Sums = float[Config::kBlocksM][Config::kBlocksN][4];
 
-// One row tile of one warp.
+// Sums of one warp that are stored together: rows of (phase along H, phase along W, output channel).
 template <typename T>
 struct Output {
-  T* lines;              // the warp's part of shared memory
-  int first_pixel;       // of the warp in the tile
-  int first_cout;        // of the row tile in the group
-  int couts;             // that exist, of the row tile's
-  int phase_h, phase_w;  // first of the phase set
+  T* lines;                // the warp's part of shared memory
+  int first_pixel;         // of the warp in the tile
+  int first_cout;          // of the rows in the group
+  int log2_couts;          // of each phase
+  int couts;               // of them, that exist
+  int phase_h, phase_w;    // first of the phases
+  int phases_h, phases_w;  // number of phases
   int lane;
 
   __device__ int group() const { return lane / 4; }
@@ -38,7 +40,7 @@ template <typename Config, typename T>
 __device__ inline void add_bias(const Params<T>& p, const Tile& tile, const Output<T>& out,
                                 Sums<Config>& sums) {
   if (p.bias == nullptr) return;
-  const int mask = (1 << p.log2_couts) - 1;
+  const int mask = (1 << out.log2_couts) - 1;
   const T* bias =
       p.bias + (static_cast<int64_t>(tile.group) * p.cout_per_group + out.first_cout) * p.bias_stride;
 #pragma unroll
@@ -69,7 +71,7 @@ __device__ inline void lay_single_phase(const Params<T>& p, const Output<T>& out
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int line = 16 * i + 8 * half + out.group();
-      if (line >= (static_cast<int>(p.taps_h.set_size) << p.log2_couts)) continue;
+      if (line >= (out.phases_h << out.log2_couts)) continue;
       T* place = out.lines + line * p.shared.output_pitch + 2 * out.member();
 #pragma unroll
       for (int j = 0; j < Config::kBlocksN; ++j) {
@@ -99,19 +101,45 @@ __device__ inline void lay_two_phases(const Params<T>& p, const Output<T>& out, 
   }
 }
 
+// NCHW, two phases along W in the two halves of each row block.
+template <typename Config, typename T>
+__device__ inline void lay_halves(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+  T* const place = out.lines + out.group() * p.shared.output_pitch + 4 * out.member();
+#pragma unroll
+  for (int j = 0; j < Config::kBlocksN; ++j) {
+    const float (&c)[4] = sums[0][j];
+    *reinterpret_cast<uint2*>(place + 16 * j) =
+        make_uint2(pack_pair<T>(c[0], c[2]), pack_pair<T>(c[1], c[3]));
+  }
+}
+
+// NCHW, four phases along W in the halves of two row blocks.
+template <typename Config, typename T>
+__device__ inline void lay_four_phases(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+  T* const place = out.lines + out.group() * p.shared.output_pitch + 8 * out.member();
+#pragma unroll
+  for (int j = 0; j < Config::kBlocksN; ++j) {
+    const float (&low)[4] = sums[0][j];
+    const float (&high)[4] = sums[1][j];
+    *reinterpret_cast<uint4*>(place + 32 * j) =
+        make_uint4(pack_pair<T>(low[0], low[2]), pack_pair<T>(high[0], high[2]), pack_pair<T>(low[1], low[3]),
+                   pack_pair<T>(high[1], high[3]));
+  }
+}
+
 // NCHW, any phases: element by element.
 template <typename Config, typename T>
 __device__ inline void lay_phases(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
-  const int phases = p.taps_h.set_size * p.taps_w.set_size;
-  const int mask = (1 << p.log2_couts) - 1;
+  const int phases = out.phases_h * out.phases_w;
+  const int mask = (1 << out.log2_couts) - 1;
 #pragma unroll
   for (int i = 0; i < Config::kBlocksM; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = 16 * i + 8 * half + out.group();
-      if ((row >> p.log2_couts) >= phases) continue;
-      const auto phase = p.phases_w.divide(row >> p.log2_couts);
-      T* place = out.lines + ((phase.quotient << p.log2_couts) + (row & mask)) * p.shared.output_pitch +
+      if ((row >> out.log2_couts) >= phases) continue;
+      const auto phase = p.phases_w.divide(row >> out.log2_couts);
+      T* place = out.lines + ((phase.quotient << out.log2_couts) + (row & mask)) * p.shared.output_pitch +
                  2 * out.member() * p.phases_w + phase.remainder;
 #pragma unroll
       for (int j = 0; j < Config::kBlocksN; ++j) {
@@ -125,14 +153,14 @@ __device__ inline void lay_phases(const Params<T>& p, const Output<T>& out, cons
 // NHWC.
 template <typename Config, typename T>
 __device__ inline void lay_pixels(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
-  const int phases = p.taps_h.set_size * p.taps_w.set_size;
-  const int mask = (1 << p.log2_couts) - 1;
+  const int phases = out.phases_h * out.phases_w;
+  const int mask = (1 << out.log2_couts) - 1;
 #pragma unroll
   for (int i = 0; i < Config::kBlocksM; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = 16 * i + 8 * half + 2 * out.member();
-      const int phase = row >> p.log2_couts;
+      const int phase = row >> out.log2_couts;
       T* place =
           out.lines + (phase * Config::kWarpPixels + out.group()) * p.shared.output_pitch + (row & mask);
 #pragma unroll
@@ -187,15 +215,17 @@ struct Segment {
 template <typename Config, typename T, typename Visit>
 __device__ inline void for_each_segment(const Params<T>& p, const Tile& tile, const Output<T>& out,
                                         const Visit& visit) {
-  const int end = min(out.first_pixel + Config::kWarpPixels, p.images * p.rows * p.cols);
+  const int end = min(out.first_pixel + Config::kWarpPixels, p.images * p.image_numbers);
   for (int pixel = out.first_pixel; pixel < end;) {
     const Point at = point_of_pixel(p, pixel);
-    const int length = min(p.cols - at.col, end - pixel);
+    const int length = min(min(p.row_numbers - at.col, p.image_numbers - at.number), end - pixel);
     const int image = tile.image + at.image;
     if (image >= p.batch) return;
-    visit(Segment{image, (tile.grid_h + at.row) * p.taps_h.stride + out.phase_h - p.taps_h.crop,
-                  (tile.grid_w + at.col) * p.taps_w.stride + out.phase_w - p.taps_w.crop,
-                  pixel - out.first_pixel, length});
+    if (at.row < p.rows && at.col < p.cols) {
+      visit(Segment{image, (tile.grid_h + at.row) * p.taps_h.stride + out.phase_h - p.taps_h.crop,
+                    (tile.grid_w + at.col) * p.taps_w.stride + out.phase_w - p.taps_w.crop,
+                    pixel - out.first_pixel, min(length, p.cols - at.col)});
+    }
     pixel += length;
   }
 }
@@ -215,10 +245,10 @@ __device__ inline void write_rows(const Params<T>& p, const Tile& tile, const Ou
   for_each_segment<Config>(p, tile, out, [&](const Segment& segment) {
     T* const image = group_output + segment.image * p.output_stride.n;
     const int elements = segment.length * p.phases_w;
-    for (int phase = 0; phase < p.taps_h.set_size && out.phase_h + phase < p.taps_h.stride; ++phase) {
+    for (int phase = 0; phase < out.phases_h && out.phase_h + phase < p.taps_h.stride; ++phase) {
       const int h = segment.h + phase;
       if (h < 0 || h >= p.output_h) continue;
-      const T* const lines = out.lines + ((phase << p.log2_couts) + first_line) * p.shared.output_pitch +
+      const T* const lines = out.lines + ((phase << out.log2_couts) + first_line) * p.shared.output_pitch +
                              segment.first_pixel * p.phases_w;
       for (int e = first_element; e < elements; e += kElements << p.log2_line_lanes) {
         int w = segment.w + e;
@@ -245,7 +275,7 @@ __device__ inline void write_rows(const Params<T>& p, const Tile& tile, const Ou
 template <typename Config, int kBytes, typename T>
 __device__ inline void write_pixels(const Params<T>& p, const Tile& tile, const Output<T>& out) {
   constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
-  const int pieces = (1 << p.log2_couts) / kElements;  // a power of two
+  const int pieces = (1 << out.log2_couts) / kElements;  // a power of two
   const int log2_pieces = min(__ffs(pieces) - 1, 5);
   const int first_pixel = out.lane >> log2_pieces, pixel_step = 32 >> log2_pieces;
   T* const group_output = p.output + static_cast<int64_t>(tile.group) * p.cout_per_group + out.first_cout;
@@ -254,10 +284,10 @@ __device__ inline void write_pixels(const Params<T>& p, const Tile& tile, const 
   const int line_pitch = pixel_step * p.shared.output_pitch;
   for_each_segment<Config>(p, tile, out, [&](const Segment& segment) {
     const T* line = out.lines + (segment.first_pixel + first_pixel) * p.shared.output_pitch;
-    for (int phase_h = 0; phase_h < p.taps_h.set_size; ++phase_h) {
+    for (int phase_h = 0; phase_h < out.phases_h; ++phase_h) {
       const int h = segment.h + phase_h;
       const bool row_exists = h >= 0 && h < p.output_h && out.phase_h + phase_h < p.taps_h.stride;
-      for (int phase_w = 0; phase_w < p.taps_w.set_size;
+      for (int phase_w = 0; phase_w < out.phases_w;
            ++phase_w, line += Config::kWarpPixels * p.shared.output_pitch) {
         if (!row_exists || out.phase_w + phase_w >= p.taps_w.stride) continue;
         for (int cout = (out.lane & ((1 << log2_pieces) - 1)) * kElements; cout < out.couts;
@@ -279,35 +309,9 @@ __device__ inline void write_pixels(const Params<T>& p, const Tile& tile, const 
   });
 }
 
-// Stores a warp's sums; all lanes call it.
+// Copy the lines that a warp has laid out to the output.
 template <typename Config, typename T>
-__device__ inline void store_sums(const Params<T>& p, const Tile& tile, const Output<T>& out,
-                                  Sums<Config>& sums) {
-  add_bias<Config>(p, tile, out, sums);
-  __syncwarp();  // what an earlier row tile left here has been copied
-  if (p.output_channels_last) {
-    lay_pixels<Config>(p, out, sums);
-  } else if (p.taps_w.set_size == 1) {
-    lay_single_phase<Config>(p, out, sums);
-  } else if (Config::kBlocksM % 2 == 0 && p.taps_w.set_size == 2 &&
-             (16 << p.log2_couts) == 128 * Config::kBlocksM) {
-    lay_two_phases<Config>(p, out, sums);
-  } else {
-    lay_phases<Config>(p, out, sums);
-  }
-  __syncwarp();
-  if (p.output_channels_last) {
-    switch (p.store_bytes) {
-      case 16:
-        return write_pixels<Config, 16>(p, tile, out);
-      case 8:
-        return write_pixels<Config, 8>(p, tile, out);
-      case 4:
-        return write_pixels<Config, 4>(p, tile, out);
-      default:
-        return write_pixels<Config, 2>(p, tile, out);
-    }
-  }
+__device__ inline void write_row_lines(const Params<T>& p, const Tile& tile, const Output<T>& out) {
   switch (p.store_bytes) {
     case 16:
       return write_rows<Config, 16>(p, tile, out);
@@ -317,6 +321,44 @@ __device__ inline void store_sums(const Params<T>& p, const Tile& tile, const Ou
       return write_rows<Config, 4>(p, tile, out);
     default:
       return write_rows<Config, 2>(p, tile, out);
+  }
+}
+
+template <typename Config, typename T>
+__device__ inline void write_pixel_lines(const Params<T>& p, const Tile& tile, const Output<T>& out) {
+  switch (p.store_bytes) {
+    case 16:
+      return write_pixels<Config, 16>(p, tile, out);
+    case 8:
+      return write_pixels<Config, 8>(p, tile, out);
+    case 4:
+      return write_pixels<Config, 4>(p, tile, out);
+    default:
+      return write_pixels<Config, 2>(p, tile, out);
+  }
+}
+
+// Stores a warp's sums; all lanes call it.
+template <typename Config, typename T>
+__device__ inline void store_sums(const Params<T>& p, const Tile& tile, const Output<T>& out,
+                                  Sums<Config>& sums) {
+  add_bias<Config>(p, tile, out, sums);
+  __syncwarp();  // what was laid out here before has been copied
+  if (p.output_channels_last) {
+    lay_pixels<Config>(p, out, sums);
+  } else if (out.phases_w == 1) {
+    lay_single_phase<Config>(p, out, sums);
+  } else if (Config::kBlocksM % 2 == 0 && out.phases_w == 2 &&
+             (16 << out.log2_couts) == 128 * Config::kBlocksM) {
+    lay_two_phases<Config>(p, out, sums);
+  } else {
+    lay_phases<Config>(p, out, sums);
+  }
+  __syncwarp();
+  if (p.output_channels_last) {
+    write_pixel_lines<Config>(p, tile, out);
+  } else {
+    write_row_lines<Config>(p, tile, out);
   }
 }
 

@@ -54,13 +54,6 @@ struct Offset {
   unsigned blocks;
 };
 
-// The first of a phase set's offsets in the table.
-template <typename T>
-__device__ inline int first_offset(const Params<T>& p, int set_h, int set_w) {
-  return p.taps_h.begin[set_h] * p.taps_w.begin[p.taps_w.sets] +
-         p.taps_h.offsets(set_h) * p.taps_w.begin[set_w];
-}
-
 template <typename Config, typename T>
 __device__ inline void fill_offset_table(const Params<T>& p, Offset* table) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -123,22 +116,6 @@ __device__ inline void multiply_offset(unsigned address, int step_bytes,
   }
 }
 
-// What a warp does of a thread block's row tiles.
-template <typename T>
-struct RowTile {
-  int index;  // of the group's
-  int set_h, set_w, first_cout, couts;
-
-  __device__ RowTile(const Params<T>& p, int number) : index(number) {
-    const int sets = p.taps_h.sets * p.taps_w.sets;
-    const int set = number % sets;
-    first_cout = number / sets << p.log2_couts;
-    couts = min(1 << p.log2_couts, p.cout_per_group - first_cout);
-    set_h = set / p.taps_w.sets;
-    set_w = set % p.taps_w.sets;
-  }
-};
-
 // All offsets and channel steps of a chunk.
 template <typename T, typename Config>
 __device__ inline void multiply_chunk(const Params<T>& p, const RowTile<T>& row_tile, const Offset* table,
@@ -182,9 +159,12 @@ __device__ inline Output<T> output_of(const Params<T>& p, const RowTile<T>& row_
   out.lines = reinterpret_cast<T*>(shared + p.shared.output_offset + warp * p.shared.output_bytes);
   out.first_pixel = warp % Config::kWarpsN * Config::kWarpPixels;
   out.first_cout = row_tile.first_cout;
+  out.log2_couts = p.log2_couts;
   out.couts = row_tile.couts;
   out.phase_h = row_tile.set_h * p.taps_h.set_size;
   out.phase_w = row_tile.set_w * p.taps_w.set_size;
+  out.phases_h = p.taps_h.set_size;
+  out.phases_w = p.taps_w.set_size;
   out.lane = static_cast<int>(threadIdx.x) % 32;
   return out;
 }
@@ -245,7 +225,7 @@ __device__ inline void locate_pixels(const Params<T>& p, const Tile& tile, int f
     // Matrices 0 and 1 are pixels 0 .. 7 of the two planes of a step, 2 and 3 are pixels 8 .. 15.
     const int number = first_pixel + 16 * j + lane % 8 + lane / 16 * 8;
     // A pixel past the end of the tile computes what the first one does, and is not stored.
-    const Point at = point_of_pixel(p, number < p.images * p.rows * p.cols ? number : 0);
+    const Point at = point_of_pixel(p, number < p.images * p.image_numbers ? number : 0);
     pixel[j] = (at.image * p.shared.image_pixels + at.row * p.shared.input_cols + at.col + margin +
                 lane / 8 % 2 * p.shared.plane) *
                16;
@@ -262,7 +242,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   const int buffer_bytes = p.planes * p.shared.plane * 16;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_pixel = warp % Config::kWarpsN * Config::kWarpPixels;
-  const bool has_pixels = first_pixel < p.images * p.rows * p.cols;
+  const bool has_pixels = first_pixel < p.images * p.image_numbers;
   const auto stage = [&](const Tile& tile, int chunk, int buffer) {
     const T* const group_input =
         p.input + static_cast<int64_t>(tile.group) * p.cin_per_group * p.input_stride.c;
@@ -330,7 +310,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   extern __shared__ __align__(16) unsigned char shared[];
   const Tile tile = locate_tile(p, static_cast<int>(blockIdx.x));
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp % Config::kWarpsN * Config::kWarpPixels >= p.images * p.rows * p.cols) return;
+  if (warp % Config::kWarpsN * Config::kWarpPixels >= p.images * p.image_numbers) return;
   for (int number = tile.first_row_tile + warp / Config::kWarpsN; number < tile.end_row_tile;
        number += Config::kWarpsM) {
     Sums<Config> sums;
@@ -355,92 +335,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 
 // ---------------------------------------------------------------- launch
 
-// The largest power of two, at most `most`, that divides all of the numbers.
-template <typename... Numbers>
-int common_power_of_two(int most, Numbers... numbers) {
-  int power = most;
-  while (((static_cast<int64_t>(numbers) % power != 0) || ...)) power /= 2;
-  return power;
-}
-
-template <typename T>
-Params<T> make_params(const Problem& problem, const TileMmaLaunch& launch, void* workspace) {
-  const TileMmaConfig& config = kTileMmaConfigs[launch.config];
-  constexpr int kSize = static_cast<int>(sizeof(T));
-  Params<T> p;
-  p.input = static_cast<const T*>(problem.input);
-  p.packed_weight = static_cast<const uint4*>(workspace);
-  p.bias = static_cast<const T*>(problem.bias);
-  p.output = static_cast<T*>(problem.output);
-  p.partial_sums =
-      launch.splits > 1
-          ? reinterpret_cast<float4*>(static_cast<unsigned char*>(workspace) + launch.packed_bytes)
-          : nullptr;
-  p.input_stride = problem.input_stride;
-  p.output_stride = dense_output_strides(problem);
-  p.bias_stride = problem.bias_stride;
-  p.batch = static_cast<int>(problem.batch);
-  p.cin_per_group = static_cast<int>(problem.cin_per_group);
-  p.cout_per_group = static_cast<int>(problem.cout_per_group);
-  p.input_h = static_cast<int>(problem.h.input);
-  p.input_w = static_cast<int>(problem.w.input);
-  p.output_h = static_cast<int>(problem.h.output);
-  p.output_w = static_cast<int>(problem.w.output);
-  p.taps_h = launch.taps_h;
-  p.taps_w = launch.taps_w;
-  p.tiles_m = static_cast<int>(launch.tiles_m);
-  p.tiles_w = static_cast<int>(launch.tiles_w);
-  p.tiles_h = static_cast<int>(launch.tiles_h);
-  p.tiles_n = static_cast<int>(launch.tiles_n);
-  p.splits = launch.splits;
-  p.images = launch.images;
-  p.rows = launch.rows;
-  p.cols = launch.cols;
-  p.log2_couts = launch.log2_couts;
-  p.row_tiles = launch.row_tiles();
-  p.row_tiles_per_block = launch.row_tiles_per_block;
-  p.channel_steps = launch.channel_steps;
-  p.chunk_steps = launch.chunk_steps;
-  p.chunks = launch.chunks;
-  p.all_chunks = launch.chunks * launch.splits;
-  p.works = static_cast<int>(launch.works());
-  p.groups = static_cast<int>(launch.groups);
-  p.max_offsets = launch.max_offsets;
-  p.input_channels_last = launch.input_channels_last;
-  p.output_channels_last = problem.output_channels_last;
-  p.flat_rows = launch.flat_rows;
-  p.shared = tile_mma_shared(launch, config, kSize, problem.output_channels_last);
-  p.planes = 2 * launch.chunk_steps;
-  // The pointer may be aligned to less than the plan hoped; the tile is laid out for the plan's vector.
-  p.load_bytes = common_power_of_two(launch.load_vector * kSize, reinterpret_cast<intptr_t>(problem.input));
-  const int vector = launch.input_channels_last ? 1 : p.load_bytes / kSize;
-  p.image_rows = launch.flat_rows ? 1 : p.shared.input_rows;
-  p.row_vectors = (launch.flat_rows ? p.shared.image_pixels : p.shared.input_cols) / vector;
-  p.phases_w = launch.taps_w.set_size;
-  const intptr_t output = reinterpret_cast<intptr_t>(problem.output);
-  int line;  // elements
-  if (problem.output_channels_last) {
-    line = launch.couts();
-    p.store_bytes = common_power_of_two(16, output, problem.cout_per_group * kSize, line * kSize);
-  } else {
-    line = launch.cols * launch.taps_w.set_size;
-    p.store_bytes = launch.taps_w.set_size == launch.taps_w.stride
-                        ? common_power_of_two(16, output, problem.w.output * kSize, line * kSize,
-                                              launch.taps_w.crop * kSize)
-                        : kSize;
-  }
-  p.log2_line_lanes = 0;
-  while (p.log2_line_lanes < 5 && (p.store_bytes << p.log2_line_lanes) < line * kSize) ++p.log2_line_lanes;
-  return p;
-}
-
-template <typename Kernel>
-cudaError_t allow_shared_memory(Kernel* kernel, size_t limit) {
-  // Always the device's limit, not what this launch needs: threads that launch at the same time then set the
-  // same value.
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
-}
-
 template <typename T, int kIndex>
 cudaError_t launch_config(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                           cudaStream_t stream) {
@@ -448,7 +342,10 @@ cudaError_t launch_config(const Problem& problem, const TileMmaLaunch& launch, v
   auto* kernel = tile_mma_kernel<T, Config>;
   cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
   if (error != cudaSuccess) return error;
-  Params<T> p = make_params<T>(problem, launch, workspace);
+  Params<T> p;
+  set_params(p, problem, launch,
+             tile_mma_shared(launch, Config::kShape, sizeof(T), problem.output_channels_last),
+             {launch.couts(), launch.taps_w.set_size}, Config::kThreads, workspace);
   kernel<<<static_cast<unsigned>(launch.grid), Config::kThreads, launch.shared_bytes, stream>>>(p);
   if (launch.splits == 1) return cudaGetLastError();
   error = cudaGetLastError();

@@ -2,6 +2,8 @@
 // lies.
 #pragma once
 
+#include <algorithm>
+
 #include "convt/divisor.h"
 #include "convt/problem.h"
 #include "convt/tile_mma.h"
@@ -27,9 +29,14 @@ struct Params {
   Divisor<int> tiles_m, tiles_w, tiles_h, tiles_n, splits;  // of them, innermost first; then groups
   int groups;
   int images;
-  Divisor<int> rows, cols;                       // the tile in points of the grid
+  int rows, cols;                                // the tile in points of the grid
+  Divisor<int> row_numbers, image_numbers;       // pixel numbers of a row and of an image of the tile
   Divisor<int> planes, image_rows, row_vectors;  // what the loader walks, outermost last
+  Divisor<int> tile_vectors;                     // of NCHW: of all rows of a tile's channel
+  int channel_sharers;                           // threads that share such a vector's channels
+  Divisor<int> channel_pieces;                   // of NHWC: of a pixel's staged channels
   Divisor<int> phases_w;                         // of a set
+  Divisor<int> phase_sets, phase_sets_w;         // of all, along W
   int log2_couts, row_tiles, row_tiles_per_block;
   int channel_steps, chunk_steps, chunks, all_chunks;  // chunks of a split, and of all
   int max_offsets;
@@ -67,16 +74,146 @@ __device__ inline Tile locate_tile(const Params<T>& p, int work) {
   return tile;
 }
 
-// The point of the grid that pixel `pixel` of the tile stands for; `image` counts from the tile's first.
+// The point of the grid that pixel `pixel` of the tile stands for; `image` counts from the tile's first,
+// `number` is the pixel's in its image. Where pixels are numbered along the planes, some stand for no point:
+// their row or column lies past the tile's.
 struct Point {
-  int image, row, col;
+  int image, number, row, col;
 };
 
 template <typename T>
 __device__ inline Point point_of_pixel(const Params<T>& p, int pixel) {
-  const auto by_row = p.cols.divide(pixel);
-  const auto by_image = p.rows.divide(by_row.quotient);
-  return {by_image.quotient, by_image.remainder, by_row.remainder};
+  const auto by_image = p.image_numbers.divide(pixel);
+  const auto by_row = p.row_numbers.divide(by_image.remainder);
+  return {by_image.quotient, by_image.remainder, by_row.quotient, by_row.remainder};
+}
+
+// The first of a phase set's offsets in the table.
+template <typename T>
+__device__ inline int first_offset(const Params<T>& p, int set_h, int set_w) {
+  return p.taps_h.begin[set_h] * p.taps_w.begin[p.taps_w.sets] +
+         p.taps_h.offsets(set_h) * p.taps_w.begin[set_w];
+}
+
+// A row tile of a group.
+template <typename T>
+struct RowTile {
+  int index;  // of the group's
+  int set_h, set_w, first_cout, couts;
+
+  __device__ RowTile(const Params<T>& p, int number) : index(number) {
+    const auto by_cout = p.phase_sets.divide(number);
+    const auto by_row = p.phase_sets_w.divide(by_cout.remainder);
+    first_cout = by_cout.quotient << p.log2_couts;
+    couts = min(1 << p.log2_couts, p.cout_per_group - first_cout);
+    set_h = by_row.quotient;
+    set_w = by_row.remainder;
+  }
+};
+
+// ---------------------------------------------------------------- launch
+
+// The largest power of two, at most `most`, that divides all of the numbers.
+template <typename... Numbers>
+int common_power_of_two(int most, Numbers... numbers) {
+  int power = most;
+  while (((static_cast<int64_t>(numbers) % power != 0) || ...)) power /= 2;
+  return power;
+}
+
+// What one warp lays out at once: output channels and, of NCHW, phases along W of each.
+struct LineShape {
+  int couts, phases_w;
+};
+
+template <typename T>
+void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launch,
+                const TileMmaShared& shared, const LineShape& lines, int stagers, void* workspace) {
+  constexpr int kSize = static_cast<int>(sizeof(T));
+  p.input = static_cast<const T*>(problem.input);
+  p.packed_weight = static_cast<const uint4*>(workspace);
+  p.bias = static_cast<const T*>(problem.bias);
+  p.output = static_cast<T*>(problem.output);
+  p.partial_sums =
+      launch.splits > 1
+          ? reinterpret_cast<float4*>(static_cast<unsigned char*>(workspace) + launch.packed_bytes)
+          : nullptr;
+  p.input_stride = problem.input_stride;
+  p.output_stride = dense_output_strides(problem);
+  p.bias_stride = problem.bias_stride;
+  p.batch = static_cast<int>(problem.batch);
+  p.cin_per_group = static_cast<int>(problem.cin_per_group);
+  p.cout_per_group = static_cast<int>(problem.cout_per_group);
+  p.input_h = static_cast<int>(problem.h.input);
+  p.input_w = static_cast<int>(problem.w.input);
+  p.output_h = static_cast<int>(problem.h.output);
+  p.output_w = static_cast<int>(problem.w.output);
+  p.taps_h = launch.taps_h;
+  p.taps_w = launch.taps_w;
+  p.tiles_m = static_cast<int>(launch.tiles_m);
+  p.tiles_w = static_cast<int>(launch.tiles_w);
+  p.tiles_h = static_cast<int>(launch.tiles_h);
+  p.tiles_n = static_cast<int>(launch.tiles_n);
+  p.splits = launch.splits;
+  p.images = launch.images;
+  p.rows = launch.rows;
+  p.cols = launch.cols;
+  p.row_numbers = shared.row_numbers;
+  p.image_numbers = shared.image_numbers;
+  p.log2_couts = launch.log2_couts;
+  p.row_tiles = launch.row_tiles();
+  p.row_tiles_per_block = launch.row_tiles_per_block;
+  p.channel_steps = launch.channel_steps;
+  p.chunk_steps = launch.chunk_steps;
+  p.chunks = launch.chunks;
+  p.all_chunks = launch.chunks * launch.splits;
+  p.works = static_cast<int>(launch.works());
+  p.groups = static_cast<int>(launch.groups);
+  p.max_offsets = launch.max_offsets;
+  p.input_channels_last = launch.input_channels_last;
+  p.output_channels_last = problem.output_channels_last;
+  p.flat_rows = launch.flat_rows;
+  p.shared = shared;
+  p.planes = 2 * launch.chunk_steps;
+  // The pointer may be aligned to less than the plan hoped; the tile is laid out for the plan's vector.
+  p.load_bytes = common_power_of_two(launch.load_vector * kSize, reinterpret_cast<intptr_t>(problem.input));
+  const int vector = launch.input_channels_last ? 1 : p.load_bytes / kSize;
+  p.image_rows = launch.flat_rows ? 1 : p.shared.input_rows;
+  p.row_vectors = (launch.flat_rows ? p.shared.image_pixels : p.shared.input_cols) / vector;
+  const int tile_vectors = launch.images * p.image_rows * p.row_vectors;
+  p.tile_vectors = tile_vectors;
+  p.channel_sharers = std::max(1, stagers / tile_vectors);
+  p.channel_pieces = p.planes * (16 / p.load_bytes);
+  p.phases_w = lines.phases_w;
+  p.phase_sets = launch.phase_sets();
+  p.phase_sets_w = launch.taps_w.sets;
+  const intptr_t output = reinterpret_cast<intptr_t>(problem.output);
+  int line;  // elements
+  if (problem.output_channels_last) {
+    line = lines.couts;
+    p.store_bytes = common_power_of_two(16, output, problem.cout_per_group * kSize, line * kSize);
+  } else {
+    line = launch.cols * lines.phases_w;
+    const int crop = launch.taps_w.crop * kSize;
+    if (lines.phases_w == launch.taps_w.stride) {
+      p.store_bytes = common_power_of_two(16, output, problem.w.output * kSize, line * kSize,
+                                          shared.row_numbers * lines.phases_w * kSize,
+                                          shared.image_numbers * lines.phases_w * kSize, crop);
+    } else {
+      // The phases of one pixel are neighbours, pixels are not.
+      p.store_bytes = common_power_of_two(16, output, problem.w.output * kSize, lines.phases_w * kSize,
+                                          launch.taps_w.stride * kSize, crop);
+    }
+  }
+  p.log2_line_lanes = 0;
+  while (p.log2_line_lanes < 5 && (p.store_bytes << p.log2_line_lanes) < line * kSize) ++p.log2_line_lanes;
+}
+
+template <typename Kernel>
+cudaError_t allow_shared_memory(Kernel* kernel, size_t limit) {
+  // Always the device's limit, not what this launch needs: threads that launch at the same time then set the
+  // same value.
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
 }
 
 }  // namespace tile_mma
