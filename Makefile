@@ -18,7 +18,7 @@ STAMPS := build/stamps
 SOURCES := $(shell find cuda include src/convt_ext -not -name '*.pyc' -not -name __pycache__) setup.py pyproject.toml
 CXX_FILES = $(shell find cuda include tests/cpp examples/cpp -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help wheel demo test test-matrix lint format source-hash gpu gpu-build gpu-test gpu-bench sanitize clean distclean FORCE
+.PHONY: help wheel demo test test-matrix lint format source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -111,6 +111,9 @@ gpu-test: build/gpu/stamp  ## run all tests against that build
 
 gpu-bench: build/gpu/stamp  ## benchmark that build; writes benchmarks/results/<gpu>.json and .md
 	$(GPU_RUN) -m benchmarks.run --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py)
+
+sweep: build/gpu/stamp  ## time other launches beside the plan's; writes benchmarks/results/<gpu>-sweep.json and .md
+	$(GPU_RUN) -m benchmarks.sweep --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py)
 
 COMPUTE_SANITIZER ?= $(shell command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 # torch probes for features with calls that may fail; their return codes are no errors.

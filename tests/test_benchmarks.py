@@ -18,7 +18,7 @@ import convt_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import accuracy, overhead, report, roofline, run, timing
+from benchmarks import accuracy, overhead, report, roofline, run, sweep, timing
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import Results, Row
 
@@ -428,3 +428,17 @@ def test_forced_kernel_is_undone() -> None:
     with run.forced_kernel("generic"):
         assert os.environ["CONVT_KERNEL"] == "generic"
     assert "CONVT_KERNEL" not in os.environ
+
+
+def test_sweep_report() -> None:
+    meta = {"version": "0.1.0", "device": "a GPU", "date": "today", "source_hash": "0", "torch": "2"}
+    rows = [
+        sweep.SweepRow("kb57", "fp16", "nchw", "tile_mma a", 110.0, "tile_wgmma b", 100.0, 48, []),
+        sweep.SweepRow("kb65", "fp16", "nhwc", "tile_mma c", 90.0, "tile_mma c", 90.0, 24, ["tile_mma d"]),
+    ]
+    text = sweep.markdown(rows, meta)
+    assert "| kb57 | fp16 | NCHW | 110.0 | 100.0 | 1.100 | 48 | `tile_mma a` | `tile_wgmma b` |" in text
+    assert "| kb65 | fp16 | NHWC | 90.0 | 90.0 | 1.000 | 24 | `tile_mma c` | the same |" in text
+    assert "Geometric mean of the ratios 1.049, largest 1.100." in text
+    assert "WRONG: kb65 fp16 nhwc: `tile_mma d`" in text
+    assert sweep.markdown([], meta)

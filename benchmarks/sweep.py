@@ -1,0 +1,160 @@
+"""Compares the launch that the plan chooses with others of the tensor-core kernels: results/<gpu>-sweep.json and .md.
+
+    python benchmarks/sweep.py [--cases kb57,kb75] [--precisions fp16,bf16] [--layouts nchw,nhwc] [--launches 24]
+                               [--output DIR] [--source-hash H]
+
+For each case, precision and layout, the launches of tile_mma and of tile_wgmma with the least estimates are checked
+against float64, then timed. A row holds the chosen launch, the fastest one, and the ratio of their times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import convt_ext
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.accuracy import LIMITS, Reference, errors, make_inputs, reference
+from benchmarks.cases import CASES, Case, select
+from benchmarks.report import geometric_mean, slug
+from benchmarks.roofline import DTYPES
+from benchmarks.run import LAYOUTS, _some_of, describe, forced_kernel
+from benchmarks.timing import rotation, time_graph
+
+KERNELS = ("tile_mma", "tile_wgmma")
+
+
+@dataclass
+class SweepRow:
+    """One case in one precision and layout; times in microseconds per call."""
+
+    case: str
+    precision: str
+    layout: str
+    chosen: str  # plan lines
+    chosen_us: float
+    best: str
+    best_us: float
+    timed: int  # launches
+    wrong: list[str]  # launches whose error is above the promise
+
+    @property
+    def ratio(self) -> float:
+        return self.chosen_us / self.best_us
+
+
+def markdown(rows: Sequence[SweepRow], meta: dict[str, object]) -> str:
+    """The table of a sweep."""
+    lines = [
+        f"# Launches of convt_ext {meta['version']} on {meta['device']}",
+        "",
+        f"- {meta['date']}, source hash `{meta['source_hash']}`, torch {meta['torch']}",
+        "",
+        "The launch that the plan chooses against the fastest of those with the least estimates, us per call.",
+        "",
+    ]
+    if rows:
+        ratios = [row.ratio for row in rows]
+        lines += [f"Geometric mean of the ratios {geometric_mean(ratios):.3f}, largest {max(ratios):.3f}.", ""]
+    lines += [
+        "| case | precision | layout | chosen us | best us | ratio | launches | chosen | best |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for row in rows:
+        best = "the same" if row.best == row.chosen else f"`{row.best}`"
+        lines.append(
+            f"| {row.case} | {row.precision} | {row.layout.upper()} | {row.chosen_us:.1f} | {row.best_us:.1f}"
+            f" | {row.ratio:.3f} | {row.timed} | `{row.chosen}` | {best} |"
+        )
+    for row in rows:
+        lines += [f"\nWRONG: {row.case} {row.precision} {row.layout}: `{launch}`" for launch in row.wrong]
+    return "\n".join(lines) + "\n"
+
+
+def sweep_row(
+    case: Case,
+    precision: str,
+    layout: str,
+    inputs: tuple[torch.Tensor, torch.Tensor, Reference],
+    launches: int,
+    budget_ms: float,
+) -> SweepRow | None:
+    """Times the launches of one row, or returns None where the plan chooses another kernel."""
+    x, weight = (tensor.contiguous(memory_format=LAYOUTS[layout]) for tensor in inputs[:2])
+    cache = torch.cuda.get_device_properties(x.device).L2_cache_size
+    sets = [(x, weight)]
+    sets += [(x.clone(), weight.clone()) for _ in range(rotation(case.bytes(x.dtype), cache) - 1)]
+    calls = [partial(torch.ops.convt.conv_transpose2d, a, b, None, *case.arguments()) for a, b in sets]
+    chosen = convt_ext.plan(x, weight, None, *case.arguments())
+    if chosen.split(" ")[0] not in KERNELS:
+        return None
+    times: dict[str, float] = {}
+    wrong = []
+    for kernel in KERNELS:
+        for rank in range(launches):
+            with forced_kernel(f"{kernel}:{rank}"):
+                try:
+                    line = convt_ext.plan(x, weight, None, *case.arguments())
+                except RuntimeError:  # fewer launches than that, or a kernel that this GPU has not
+                    break
+                if errors(calls[0](), inputs[2]).scaled_max > LIMITS[precision]:
+                    wrong.append(line)
+                    continue
+                times[line] = time_graph(calls, budget_ms).median_us
+    times.setdefault(chosen, math.inf)  # where it is wrong
+    best = min(times, key=lambda line: times[line])
+    return SweepRow(case.name, precision, layout, chosen, times[chosen], best, times[best], len(times), wrong)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compares the plan's choice with other launches.")
+    cases = [case.name for case in CASES]
+    add = parser.add_argument
+    add("--cases", type=_some_of(cases), default=cases, help="comma-separated names (default: all)")
+    add("--precisions", type=_some_of(["fp16", "bf16"]), default=["fp16"], help="some of fp16,bf16 (default: fp16)")
+    add("--layouts", type=_some_of(list(LAYOUTS)), default=list(LAYOUTS), help="some of nchw,nhwc")
+    add("--launches", type=int, default=24, help="launches of each kernel (default: 24)")
+    add("--budget-ms", type=float, default=5.0, help="GPU time per launch of at least three samples (default: 5)")
+    add("--output", type=Path, default=Path(__file__).resolve().parent / "results", help="folder of the result files")
+    add("--source-hash", default="unknown", help="hash of the measured sources, as make source-hash prints it")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU")
+    device = torch.device("cuda")
+    meta = describe(device, options.source_hash)
+    rows: list[SweepRow] = []
+    file = options.output / f"{slug(meta['device'])}-sweep.json"
+    with torch.inference_mode():
+        for case in select(options.cases):
+            for precision in options.precisions:
+                x, weight = make_inputs(case, DTYPES[precision], device)
+                inputs = x, weight, reference(case, x, weight)
+                for layout in options.layouts:
+                    row = sweep_row(case, precision, layout, inputs, options.launches, options.budget_ms)
+                    torch.cuda.empty_cache()
+                    if row is None:
+                        continue
+                    rows.append(row)
+                    print(
+                        f"{case.name:13} {precision} {layout}  chosen {row.chosen_us:9.1f} us"
+                        f"  best {row.best_us:9.1f} us  {row.ratio:6.3f}  {len(row.wrong)} wrong",
+                        flush=True,
+                    )
+            options.output.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+            file.with_suffix(".md").write_text(markdown(rows, meta))
+    return 1 if any(row.wrong for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
