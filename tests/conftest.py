@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from reference import NEEDS_CUDA, TARGETS, Target
+from reference import NEEDS_CUDA, TARGETS, Target, skip_without_code_for
 
 try:
     import hypothesis
@@ -36,5 +36,6 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> T
     """The CPU; and on CUDA the kernel that the plan chooses, then each kernel by force."""
     chosen: Target = request.param
     if chosen.kernel is not None:
+        skip_without_code_for(chosen.kernel)
         monkeypatch.setenv("CONVT_KERNEL", chosen.kernel)
     return chosen

@@ -52,6 +52,8 @@ class Target:
 
 CUDA_TARGETS = tuple(pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in (None, *CUDA_KERNELS))
 TARGETS = (Target("cpu"), *CUDA_TARGETS)
+# For the `target` fixture of tests of 16-bit types: pytest.mark.parametrize("target", ..., indirect=True).
+TENSOR_CORE_TARGETS = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in TENSOR_CORE_KERNELS]
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import (
-    DTYPES,
-    LAYOUTS,
-    NEEDS_CUDA,
-    TENSOR_CORE_KERNELS,
-    Geometry,
-    Target,
-    assert_accurate,
-    poison,
-    skip_without_code_for,
-)
+from reference import DTYPES, LAYOUTS, TENSOR_CORE_TARGETS, Geometry, Target, assert_accurate, poison
 
 import convt_ext
 
@@ -53,19 +43,9 @@ def geometries(draw: st.DrawFn) -> Geometry:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    geometry=geometries(),
-    dtype=st.sampled_from(DTYPES),
-    input_layout=st.sampled_from(sorted(LAYOUTS)),
-    weight_layout=st.sampled_from(sorted(LAYOUTS)),
-    seed=st.integers(0, 2**16),
-)
-def test_generated_geometry(
+def check(
     target: Target, geometry: Geometry, dtype: torch.dtype, input_layout: str, weight_layout: str, seed: int
 ) -> None:
-    if target.kernel == "tile_simt" and dtype == torch.float64:
-        dtype = torch.float32
     x, w, b = geometry.tensors(dtype, target.device, seed)
     x, w = LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w)
     event(convt_ext.plan(x, w, b, **geometry.arguments).split()[0])
@@ -75,23 +55,36 @@ def test_generated_geometry(
     assert_accurate(actual, x, w, b, f"{geometry}, {input_layout}, {weight_layout}", **geometry.arguments)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_CUDA[1].kwargs["reason"])
-@pytest.mark.parametrize("kernel", TENSOR_CORE_KERNELS)
+DRAWN_LAYOUTS = st.sampled_from(sorted(LAYOUTS))
+SEEDS = st.integers(0, 2**16)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    geometry=geometries(),
+    dtype=st.sampled_from(DTYPES),
+    input_layout=DRAWN_LAYOUTS,
+    weight_layout=DRAWN_LAYOUTS,
+    seed=SEEDS,
+)
+def test_generated_geometry(
+    target: Target, geometry: Geometry, dtype: torch.dtype, input_layout: str, weight_layout: str, seed: int
+) -> None:
+    if target.kernel == "tile_simt" and dtype == torch.float64:
+        dtype = torch.float32
+    check(target, geometry, dtype, input_layout, weight_layout, seed)
+
+
+@pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, indirect=True, ids=str)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     geometry=geometries(),
     dtype=st.sampled_from((torch.float16, torch.bfloat16)),
-    input_layout=st.sampled_from(sorted(LAYOUTS)),
-    seed=st.integers(0, 2**16),
+    input_layout=DRAWN_LAYOUTS,
+    weight_layout=DRAWN_LAYOUTS,
+    seed=SEEDS,
 )
 def test_generated_geometry_on_tensor_cores(
-    monkeypatch: pytest.MonkeyPatch, kernel: str, geometry: Geometry, dtype: torch.dtype, input_layout: str, seed: int
+    target: Target, geometry: Geometry, dtype: torch.dtype, input_layout: str, weight_layout: str, seed: int
 ) -> None:
-    skip_without_code_for(kernel)
-    monkeypatch.setenv("CONVT_KERNEL", kernel)
-    x, w, b = geometry.tensors(dtype, "cuda", seed)
-    x = LAYOUTS[input_layout](x)
-    poison(geometry.output, dtype, "cuda")
-    out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
-    assert_accurate(out, x, w, b, f"{kernel}, input {input_layout}", **geometry.arguments)
+    check(target, geometry, dtype, input_layout, weight_layout, seed)

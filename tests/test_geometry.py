@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import (
-    DTYPES,
-    KERNEL_DTYPES,
-    LAYOUTS,
-    NEEDS_CUDA,
-    TENSOR_CORE_KERNELS,
-    Geometry,
-    Target,
-    assert_accurate,
-    poison,
-    skip_without_code_for,
-)
+from reference import DTYPES, KERNEL_DTYPES, LAYOUTS, TENSOR_CORE_TARGETS, Geometry, Target, assert_accurate, poison
 from torch import Tensor
 
 import convt_ext
@@ -124,14 +113,9 @@ def _every_second(b: Tensor | None) -> Tensor | None:
     return None if b is None else torch.stack([b, torch.full_like(b, float("nan"))], dim=1)[:, 0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
-def test_named_geometry(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
+def check_layouts(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
+    """Every pair of layouts against the float64 reference, in poisoned memory."""
     x, w, b = geometry.tensors(dtype, target.device)
-    if target.kernel == "tile_simt" and dtype == torch.float64:
-        with pytest.raises(RuntimeError, match="CONVT_KERNEL=tile_simt cannot compute this problem"):
-            convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
-        return
     for input_layout, weight_layout in LAYOUT_PAIRS:
         context = f"input {input_layout}, weight {weight_layout}"
         laid_x, laid_w = LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w)
@@ -140,6 +124,17 @@ def test_named_geometry(geometry: Geometry, dtype: torch.dtype, target: Target) 
         actual = convt_ext.conv_transpose2d(laid_x, laid_w, laid_b, **geometry.arguments)
         assert tuple(actual.shape) == geometry.output, context
         assert_accurate(actual, laid_x, laid_w, laid_b, context, **geometry.arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
+def test_named_geometry(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
+    if target.kernel == "tile_simt" and dtype == torch.float64:
+        x, w, b = geometry.tensors(dtype, target.device)
+        with pytest.raises(RuntimeError, match="CONVT_KERNEL=tile_simt cannot compute this problem"):
+            convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+        return
+    check_layouts(geometry, dtype, target)
 
 
 # Several tiles of the tensor-core kernels, whole ones and pieces, and several chunks of channels.
@@ -160,22 +155,11 @@ LARGER = (
 )
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDS_CUDA[1].kwargs["reason"])
-@pytest.mark.parametrize("kernel", TENSOR_CORE_KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("geometry", [*GEOMETRIES, *LARGER], ids=lambda geometry: geometry.name)
-def test_tensor_core_kernels(
-    geometry: Geometry, dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    skip_without_code_for(kernel)
-    monkeypatch.setenv("CONVT_KERNEL", kernel)
-    x, w, b = geometry.tensors(dtype, "cuda")
-    for input_layout, weight_layout in LAYOUT_PAIRS:
-        laid_x, laid_w = LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w)
-        poison(geometry.output, dtype, "cuda")
-        actual = convt_ext.conv_transpose2d(laid_x, laid_w, b, **geometry.arguments)
-        assert_accurate(actual, laid_x, laid_w, b, f"input {input_layout}", **geometry.arguments)
+@pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, indirect=True, ids=str)
+def test_tensor_core_kernels(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
+    check_layouts(geometry, dtype, target)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[::5], ids=lambda geometry: geometry.name)
