@@ -155,13 +155,9 @@ cudaError_t launch(const Problem& problem, cudaStream_t stream) {
 
 // Whether every coordinate, and an index one grid stride past the last output, fits in 32 bits.
 bool fits_32_bits(const Problem& p) {
-  constexpr int64_t kLimit = int64_t{1} << 30;
   constexpr int64_t kStrideLimit = int64_t{1} << 15;  // its square is computed, see convt/phases.h
-  const auto axis_fits = [](const Axis& a) {
-    return a.input < kLimit && a.output + a.padding < kLimit && a.stride < kStrideLimit &&
-           a.kernel < kLimit && a.kernel * a.dilation + a.stride < kLimit;
-  };
-  return p.output_elements() < kLimit && axis_fits(p.h) && axis_fits(p.w) && p.cin() < kLimit;
+  const auto axis_fits = [](const Axis& a) { return convt::fits_32_bits(a) && a.stride < kStrideLimit; };
+  return p.output_elements() < kMaxCoordinate && axis_fits(p.h) && axis_fits(p.w) && p.cin() < kMaxCoordinate;
 }
 
 template <typename T>

@@ -434,6 +434,18 @@ void set_pointers_and_strides(const Arguments& a, Problem& p) {
   }
 }
 
+template <typename Launch>
+using TensorCoreKernel = cudaError_t (*)(const Problem&, const Launch&, void*, cudaStream_t);
+
+// The fp16 or the bf16 path of a kernel, after the packing of its weight.
+template <typename Launch>
+cudaError_t launch_tensor_cores(const Problem& problem, const Launch& launch, TensorCoreKernel<Launch> fp16,
+                                TensorCoreKernel<Launch> bf16, void* workspace, cudaStream_t stream) {
+  const cudaError_t error = launch_pack_fragments(problem, launch, workspace, stream);
+  if (error != cudaSuccess) return error;
+  return (problem.dtype == DType::kFloat16 ? fp16 : bf16)(problem, launch, workspace, stream);
+}
+
 cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cudaStream_t stream) {
   switch (plan.kernel) {
     case Kernel::kNone:
@@ -448,20 +460,12 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
       return problem.dtype == DType::kFloat32
                  ? launch_tile_simt_fp32(problem, plan.tile_simt, workspace, stream)
                  : launch_tile_simt_fp16(problem, plan.tile_simt, workspace, stream);
-    case Kernel::kTileMma: {
-      const cudaError_t error = launch_pack_fragments(problem, plan.tile_mma, workspace, stream);
-      if (error != cudaSuccess) return error;
-      return problem.dtype == DType::kFloat16
-                 ? launch_tile_mma_fp16(problem, plan.tile_mma, workspace, stream)
-                 : launch_tile_mma_bf16(problem, plan.tile_mma, workspace, stream);
-    }
-    case Kernel::kTileWgmma: {
-      const cudaError_t error = launch_pack_fragments(problem, plan.tile_wgmma, workspace, stream);
-      if (error != cudaSuccess) return error;
-      return problem.dtype == DType::kFloat16
-                 ? launch_tile_wgmma_fp16(problem, plan.tile_wgmma, workspace, stream)
-                 : launch_tile_wgmma_bf16(problem, plan.tile_wgmma, workspace, stream);
-    }
+    case Kernel::kTileMma:
+      return launch_tensor_cores(problem, plan.tile_mma, launch_tile_mma_fp16, launch_tile_mma_bf16,
+                                 workspace, stream);
+    case Kernel::kTileWgmma:
+      return launch_tensor_cores(problem, plan.tile_wgmma, launch_tile_wgmma_fp16, launch_tile_wgmma_bf16,
+                                 workspace, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -83,13 +83,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 
   const int lane = static_cast<int>(threadIdx.x) % 32, group_row = lane / 4, member = lane % 4;
-  // Tap along an axis of phase r, or -1 (AxisTaps::tap, without a division).
-  const auto tap_of = [](const AxisTaps& taps, const Divisor<int>& dilation, int r, int offset) {
-    const int distance = r + taps.reach - offset * taps.stride;
-    if (r >= taps.stride || distance < 0) return -1;
-    const auto k = dilation.divide(distance);
-    return k.remainder == 0 && k.quotient < taps.kernel ? k.quotient : -1;
-  };
   const int all_fragments = p.phase_sets * p.set_fragments;
   for (int number = static_cast<int>(threadIdx.x) / 32; number < all_fragments; number += kThreads / 32) {
     const auto by_set = p.set_fragments.divide(number);
@@ -117,8 +110,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       int kh = -1, kw = -1;
       if (phase < p.taps_h.set_size * p.taps_w.set_size) {
         const auto by_row = p.phases_w.divide(phase);
-        kh = tap_of(p.taps_h, p.dilation_h, set_h * p.taps_h.set_size + by_row.quotient, offset_h);
-        kw = tap_of(p.taps_w, p.dilation_w, set_w * p.taps_w.set_size + by_row.remainder, offset_w);
+        kh = p.taps_h.tap(set_h * p.taps_h.set_size + by_row.quotient, offset_h, p.dilation_h);
+        kw = p.taps_w.tap(set_w * p.taps_w.set_size + by_row.remainder, offset_w, p.dilation_w);
       }
 #pragma unroll
       for (int i = 0; i < kPerRegister; ++i) {

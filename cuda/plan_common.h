@@ -10,8 +10,6 @@
 namespace convt {
 
 constexpr int64_t kMaxGrid = std::numeric_limits<int32_t>::max();
-// Coordinates inside the tiled kernels are 32-bit; this leaves room for sums of two of them.
-constexpr int64_t kMaxCoordinate = int64_t{1} << 30;
 // Shared memory that the runtime reserves in every block.
 constexpr int64_t kReservedSharedBytes = 1024;
 
@@ -23,13 +21,25 @@ inline int64_t next_power_of_two(int64_t value) {
   return power;
 }
 
-inline bool fits_32_bits(const Axis& axis) {
-  return axis.input < kMaxCoordinate && axis.output + axis.padding < kMaxCoordinate &&
-         axis.stride < kMaxCoordinate && axis.kernel * axis.dilation + axis.stride < kMaxCoordinate;
-}
+// What the searches for launches of tile_mma and tile_wgmma share.
 
-// Fills `taps`; false if an offset leaves 32 bits.
-bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps);
+// How the kernels read the input: NHWC, or element by element along C, unless neighbours along W lie side by
+// side.
+bool reads_channels_last(const Problem& problem);
+
+// The ways to number outputs: from the first output on, and from the first base on where padding is no
+// multiple of the stride (AxisTaps::crop).
+enum class Crop { kNone, kPadding };
+bool is_distinct(Crop crop, const Problem& problem);
+
+// Sets the taps for phase sets of set_h x set_w, and the grid; false if an offset leaves 32 bits.
+bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch);
+
+// Sets launch.max_offsets, and returns the number of offsets summed over the phase sets.
+int sum_offsets(TileMmaLaunch& launch);
+
+// Sets the number of tiles from their sizes.
+void set_tiles(const Problem& problem, TileMmaLaunch& launch);
 
 // Sets how the input of a tile is read: load_vector and, if it may be, flat_rows.
 void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch);

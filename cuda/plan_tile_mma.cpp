@@ -12,6 +12,9 @@
 
 namespace convt {
 
+namespace {
+
+// Fills `taps`; false if an offset leaves 32 bits.
 bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
   taps->stride = static_cast<int>(axis.stride);
   taps->dilation = static_cast<int>(axis.dilation);
@@ -45,6 +48,47 @@ bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
   taps->least_offset = static_cast<int>(least);
   taps->span = static_cast<int>(most - least);
   return true;
+}
+
+}  // namespace
+
+bool reads_channels_last(const Problem& problem) {
+  return !(problem.input_stride.w == 1 && problem.input_stride.c != 1);
+}
+
+bool is_distinct(Crop crop, const Problem& p) {
+  return crop == Crop::kNone || p.h.padding % p.h.stride != 0 || p.w.padding % p.w.stride != 0;
+}
+
+bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch) {
+  const auto set_axis = [crop](const Axis& axis, int set_size, AxisTaps& taps, int& grid) {
+    const int cropped = crop == Crop::kNone ? 0 : static_cast<int>(axis.padding % axis.stride);
+    grid = static_cast<int>(ceil_div(axis.output + cropped, axis.stride));
+    return make_axis_taps(axis, cropped, set_size, &taps);
+  };
+  return set_axis(problem.h, set_h, launch.taps_h, launch.grid_h) &&
+         set_axis(problem.w, set_w, launch.taps_w, launch.grid_w);
+}
+
+int sum_offsets(TileMmaLaunch& launch) {
+  int sum = 0;
+  launch.max_offsets = 1;
+  for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
+    for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
+      const int offsets = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w);
+      launch.max_offsets = std::max(launch.max_offsets, offsets);
+      sum += offsets;
+    }
+  }
+  return sum;
+}
+
+void set_tiles(const Problem& problem, TileMmaLaunch& launch) {
+  launch.tiles_m = ceil_div(launch.row_tiles(), launch.row_tiles_per_block);
+  launch.tiles_w = ceil_div(launch.grid_w, launch.cols);
+  launch.tiles_h = ceil_div(launch.grid_h, launch.rows);
+  launch.tiles_n = ceil_div(problem.batch, launch.images);
+  launch.groups = problem.groups;
 }
 
 void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch) {
@@ -205,11 +249,6 @@ struct Search {
                           (launch.cols + int64_t{launch.taps_w.span});
     if (plane * 32 * launch.chunk_steps > device.shared_bytes_per_block) return;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
-    launch.tiles_m = ceil_div(launch.row_tiles(), launch.row_tiles_per_block);
-    launch.tiles_w = ceil_div(launch.grid_w, launch.cols);
-    launch.tiles_h = ceil_div(launch.grid_h, launch.rows);
-    launch.tiles_n = ceil_div(problem.batch, launch.images);
-    launch.groups = problem.groups;
     // Factors below 2^31 each; in floating point the products cannot wrap.
     const double pixel_tiles = static_cast<double>(launch.tiles_w) * launch.tiles_h * launch.tiles_n;
     const double blocks = pixel_tiles * launch.tiles_m * launch.splits * launch.groups;
@@ -227,25 +266,23 @@ struct Search {
       if (sums > static_cast<double>(kMaxGrid)) return;
       launch.workspace_bytes += static_cast<size_t>(sums) * 4;
     }
+    TileMmaShared shared;
     const auto fit = [&] {
-      const TileMmaShared shared =
-          tile_mma_shared(launch, config, static_cast<int>(size), problem.output_channels_last);
+      shared = tile_mma_shared(launch, config, static_cast<int>(size), problem.output_channels_last);
       const int64_t bytes = static_cast<int64_t>(shared.bytes);
       const int64_t resident =
           std::min<int64_t>(device.shared_bytes_per_sm / (bytes + kReservedSharedBytes), config.min_blocks);
       launch.shared_bytes = shared.bytes;
       launch.grid = std::min(launch.works(), std::max<int64_t>(1, resident) * device.sm_count);
-      return bytes > device.shared_bytes_per_block ? 0 : std::max<int64_t>(1, resident);
+      return bytes <= device.shared_bytes_per_block;
     };
     launch.prefetches = false;
-    int64_t resident = fit();
+    bool fits = fit();
     if (launch.chunks > 1 || launch.grid < launch.works()) {
       launch.prefetches = true;
-      resident = fit();
+      fits = fit();
     }
-    if (resident == 0) return;
-    const TileMmaShared shared =
-        tile_mma_shared(launch, config, static_cast<int>(size), problem.output_channels_last);
+    if (!fits) return;
     visit(launch, estimate(launch, config, shared));
   }
 
@@ -278,24 +315,14 @@ struct Search {
       if (per_block == last) break;
       last = per_block;
       launch.row_tiles_per_block = per_block;
-      launch.tiles_m = ceil_div(row_tiles, per_block);
-      launch.tiles_w = ceil_div(launch.grid_w, launch.cols);
-      launch.tiles_h = ceil_div(launch.grid_h, launch.rows);
-      launch.tiles_n = ceil_div(problem.batch, launch.images);
+      set_tiles(problem, launch);
       consider_channels(launch);
     }
   }
 
   void consider_tiles(TileMmaLaunch launch) {
     const TileMmaConfig& config = kTileMmaConfigs[launch.config];
-    all_offsets = 0;
-    for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
-      for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
-        const int offsets = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w);
-        launch.max_offsets = std::max(launch.max_offsets, offsets);
-        all_offsets += offsets;
-      }
-    }
+    all_offsets = sum_offsets(launch);
     int last_cols = 0;
     for (int limit = config.pixels(); limit >= 1; limit /= 2) {
       // Equal tiles: the same number of them, each as narrow as that allows, in whole vectors where they fit.
@@ -315,20 +342,13 @@ struct Search {
   }
 
   void consider_phases(TileMmaLaunch launch, int couts, int set_h, int set_w) {
-    for (const bool aligned : {true, false}) {
-      const int crop_h = aligned ? 0 : static_cast<int>(problem.h.padding % problem.h.stride);
-      const int crop_w = aligned ? 0 : static_cast<int>(problem.w.padding % problem.w.stride);
-      if (!aligned && crop_h == 0 && crop_w == 0) break;
-      if (!make_axis_taps(problem.h, crop_h, set_h, &launch.taps_h) ||
-          !make_axis_taps(problem.w, crop_w, set_w, &launch.taps_w)) {
-        return;
-      }
+    for (const Crop crop : {Crop::kNone, Crop::kPadding}) {
+      if (!is_distinct(crop, problem)) break;
+      if (!set_taps(problem, crop, set_h, set_w, launch)) return;
       if (couts < 16 && !(phases_agree(launch.taps_h) && phases_agree(launch.taps_w))) continue;
       launch.log2_couts = 0;
       while (1 << launch.log2_couts < couts) ++launch.log2_couts;
       launch.cout_tiles = static_cast<int>(ceil_div(problem.cout_per_group, couts));
-      launch.grid_h = static_cast<int>(ceil_div(problem.h.output + crop_h, problem.h.stride));
-      launch.grid_w = static_cast<int>(ceil_div(problem.w.output + crop_w, problem.w.stride));
       consider_tiles(launch);
     }
   }
@@ -336,7 +356,7 @@ struct Search {
   void run() {
     TileMmaLaunch launch;
     launch.channel_steps = static_cast<int>(ceil_div(problem.cin_per_group, 2 * kChannels()));
-    launch.input_channels_last = !(problem.input_stride.w == 1 && problem.input_stride.c != 1);
+    launch.input_channels_last = reads_channels_last(problem);
     const int stride_h = static_cast<int>(problem.h.stride), stride_w = static_cast<int>(problem.w.stride);
     const int needed = static_cast<int>(std::min<int64_t>(128, next_power_of_two(problem.cout_per_group)));
     for (int index = 0; index < kTileMmaConfigCount; ++index) {

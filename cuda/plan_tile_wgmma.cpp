@@ -9,8 +9,8 @@
 namespace convt {
 namespace {
 
-constexpr int64_t kMaxPlane =
-    1 << 14;  // pixels: a matrix descriptor has 14 bits for the distance of two planes
+// Pixels: a matrix descriptor has 14 bits for the distance of two planes.
+constexpr int64_t kMaxPlane = 1 << 14;
 
 struct Search {
   const Problem& problem;
@@ -44,7 +44,7 @@ struct Search {
                             10781 * rounds + slice * slices;
     const double tensor = pairs * config.segments * 128 * kTileWgmmaGroups;
 
-    const double turns = (launch.chunks <= launch.stages ? 1 : rounds) * launch.chunks;
+    const double turns = (launch.keeps_planes() ? 1 : rounds) * launch.chunks;
     const double channels = 16.0 * launch.chunk_steps;
     const double images = launch.images;
     const double pixels =
@@ -76,19 +76,12 @@ struct Search {
     launch.chunks = static_cast<int>(ceil_div(ceil_div(problem.cin_per_group, 16), launch.chunk_steps));
     launch.channel_steps = launch.chunks * launch.chunk_steps;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
-    launch.tiles_m = ceil_div(launch.row_tiles(), launch.row_tiles_per_block);
-    launch.tiles_w = ceil_div(launch.grid_w, launch.cols);
-    launch.tiles_h = ceil_div(launch.grid_h, launch.rows);
-    launch.tiles_n = ceil_div(problem.batch, launch.images);
-    launch.groups = problem.groups;
     // Factors below 2^31 each; in floating point the products cannot wrap.
     const double pixel_tiles = static_cast<double>(launch.tiles_w) * launch.tiles_h * launch.tiles_n;
     const double works = pixel_tiles * launch.tiles_m * launch.groups;
     if (works > static_cast<double>(kMaxGrid)) return;
-    const double fragments =
-        (static_cast<double>(launch.groups) * launch.row_tiles() * launch.channel_steps * launch.max_offsets +
-         4) *
-        launch.blocks_m * 32;
+    const double fragments = static_cast<double>(launch.groups) * launch.row_tiles() * launch.channel_steps *
+                             launch.max_offsets * launch.blocks_m * 32;
     if (fragments > static_cast<double>(kMaxGrid)) return;
     launch.packed_bytes = static_cast<size_t>(fragments) * 16;
     launch.workspace_bytes = launch.packed_bytes;
@@ -125,6 +118,7 @@ struct Search {
         if (per_block == last) break;
         last = per_block;
         launch.row_tiles_per_block = per_block;
+        set_tiles(problem, launch);
         for (int chunk = 2; chunk <= 8; chunk *= 2) {
           if (chunk > 2 && chunk / 2 >= steps) break;
           launch.chunk_steps = chunk;
@@ -169,14 +163,7 @@ struct Search {
 
   void consider_tiles(TileWgmmaLaunch launch) {
     const TileWgmmaConfig& config = kTileWgmmaConfigs[launch.config];
-    mean_offsets = 0;
-    for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
-      for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
-        const int offsets = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w);
-        launch.max_offsets = std::max(launch.max_offsets, offsets);
-        mean_offsets += offsets / static_cast<double>(launch.phase_sets());
-      }
-    }
+    mean_offsets = sum_offsets(launch) / static_cast<double>(launch.phase_sets());
     const int pixels = config.pixels();
     for (int cols = kTileWgmmaSegment; cols <= pixels; cols *= 2) {
       if (cols / 2 >= launch.grid_w) break;
@@ -206,7 +193,7 @@ struct Search {
   void run() {
     TileWgmmaLaunch launch;
     launch.blocks_m = kTileWgmmaRows / 16;
-    launch.input_channels_last = !(problem.input_stride.w == 1 && problem.input_stride.c != 1);
+    launch.input_channels_last = reads_channels_last(problem);
     const int stride_w = static_cast<int>(problem.w.stride);
     const bool last = problem.output_channels_last;
     for (int index = 0; index < kTileWgmmaConfigCount; ++index) {
@@ -221,17 +208,9 @@ struct Search {
         const bool joined = !last && kTileWgmmaConfigs[index].row_tiles == 2;
         if (joined && stride_w % (2 * set_w) != 0) continue;
         launch.phases_w = joined ? 2 * set_w : set_w;
-        for (const bool aligned : {true, false}) {
-          const int crop_h = aligned ? 0 : static_cast<int>(problem.h.padding % problem.h.stride);
-          const int crop_w = aligned ? 0 : static_cast<int>(problem.w.padding % problem.w.stride);
-          if (!aligned && crop_h == 0 && crop_w == 0) break;
-          launch.max_offsets = 1;
-          if (!make_axis_taps(problem.h, crop_h, 1, &launch.taps_h) ||
-              !make_axis_taps(problem.w, crop_w, set_w, &launch.taps_w)) {
-            return;
-          }
-          launch.grid_h = static_cast<int>(ceil_div(problem.h.output + crop_h, problem.h.stride));
-          launch.grid_w = static_cast<int>(ceil_div(problem.w.output + crop_w, problem.w.stride));
+        for (const Crop crop : {Crop::kNone, Crop::kPadding}) {
+          if (!is_distinct(crop, problem)) break;
+          if (!set_taps(problem, crop, 1, set_w, launch)) return;
           consider_tiles(launch);
         }
       }

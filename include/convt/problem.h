@@ -66,6 +66,15 @@ inline ActivationStrides dense_output_strides(const Problem& problem) {
                                       : ActivationStrides{c * h * w, h * w, w, 1};
 }
 
+// Coordinates of 32 bits; this leaves room for sums of two of them.
+inline constexpr int64_t kMaxCoordinate = int64_t{1} << 30;
+
+// Whether all coordinates along an axis fit in 32 bits.
+inline bool fits_32_bits(const Axis& axis) {
+  return axis.input < kMaxCoordinate && axis.output + axis.padding < kMaxCoordinate &&
+         axis.stride < kMaxCoordinate && axis.kernel * axis.dilation + axis.stride < kMaxCoordinate;
+}
+
 inline int64_t element_size(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:

@@ -67,12 +67,12 @@ struct AxisTaps {
 
   CONVT_HOST_DEVICE int offsets(int set) const { return begin[set + 1] - begin[set]; }
 
-  // The tap that carries input q + offset to phase r of q, or -1.
-  CONVT_HOST_DEVICE int tap(int r, int offset) const {
+  // The tap that carries input q + offset to phase r of q, or -1. `by_dilation` divides by the dilation.
+  CONVT_HOST_DEVICE int tap(int r, int offset, const Divisor<int>& by_dilation) const {
     const int distance = r + reach - offset * stride;
-    if (r >= stride || distance < 0 || distance % dilation != 0) return -1;
-    const int k = distance / dilation;
-    return k < kernel ? k : -1;
+    if (r >= stride || distance < 0) return -1;
+    const auto k = by_dilation.divide(distance);
+    return k.remainder == 0 && k.quotient < kernel ? k.quotient : -1;
   }
 };
 

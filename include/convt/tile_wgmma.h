@@ -31,12 +31,16 @@ inline constexpr int kTileWgmmaThreads = 128 * (1 + kTileWgmmaGroups);
 
 // Row tiles have one phase along H, and one along W or two in halves. `config` counts in kTileWgmmaConfigs.
 // A tile's columns are a multiple of 128, or its pixels are numbered along the planes: either way a segment
-// is a run of a plane. `channel_steps` counts whole chunks: channels past the last are zeros.
+// is a run of a plane. `channel_steps` counts whole chunks: channels past the last are zeros. There is one
+// split.
 struct TileWgmmaLaunch : TileMmaLaunch {
   bool separate_tiles = false;  // the two warpgroups take different tiles, not different rows of one
   int stages = 2;               // buffers of planes
   int row_stages = 0;           // buffers of NCHW rows
   int phases_w = 1;             // along W that one thread stores together, of NCHW: 1, 2 or 4
+
+  // The ring holds all chunks of a tile: they are staged once for all row tiles.
+  bool keeps_planes() const { return chunks <= stages; }
 };
 
 // The block's shared memory, in bytes from its start:

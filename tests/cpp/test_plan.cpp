@@ -138,7 +138,7 @@ void check_taps(const Axis& axis, const convt::AxisTaps& taps, int points, const
       const int offset = taps.offset[i];
       CHECK(offset >= taps.least_offset && offset <= taps.least_offset + taps.span, context);
       const bool listed = (taps.phases[i] >> (r - set * taps.set_size) & 1) != 0;
-      const int tap = taps.tap(r, offset);
+      const int tap = taps.tap(r, offset, taps.dilation);
       CHECK(listed == (tap >= 0), context);
       // Output o = stride * q + r - crop sits at o + padding; input q + offset reaches it through this tap.
       if (listed) {

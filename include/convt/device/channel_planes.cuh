@@ -165,29 +165,21 @@ __device__ inline void stage_pixels(const Params<T>& p, const Tile& tile, const 
 template <typename T, int kThreads>
 __device__ inline void stage_input(const Params<T>& p, const Tile& tile, const T* group_input, int channel,
                                    unsigned char* stage) {
+  // No copy is narrower than an element.
   if (p.input_channels_last) {
-    switch (p.load_bytes) {
-      case 16:
-        return stage_pixels<T, 16, kThreads>(p, tile, group_input, channel, stage);
-      case 8:
-        return stage_pixels<T, 8, kThreads>(p, tile, group_input, channel, stage);
-      case 4:
-        return stage_pixels<T, 4, kThreads>(p, tile, group_input, channel, stage);
-      default:
-        if constexpr (sizeof(T) == 2) stage_pixels<T, 2, kThreads>(p, tile, group_input, channel, stage);
-        return;
-    }
-  }
-  switch (p.load_bytes) {
-    case 16:
-      return stage_rows<T, 16, kThreads>(p, tile, group_input, channel, stage);
-    case 8:
-      return stage_rows<T, 8, kThreads>(p, tile, group_input, channel, stage);
-    case 4:
-      return stage_rows<T, 4, kThreads>(p, tile, group_input, channel, stage);
-    default:
-      if constexpr (sizeof(T) == 2) stage_rows<T, 2, kThreads>(p, tile, group_input, channel, stage);
-      return;
+    with_width(p.load_bytes, [&](auto width) {
+      constexpr int kBytes = decltype(width)::value;
+      if constexpr (kBytes >= sizeof(T)) {
+        stage_pixels<T, kBytes, kThreads>(p, tile, group_input, channel, stage);
+      }
+    });
+  } else {
+    with_width(p.load_bytes, [&](auto width) {
+      constexpr int kBytes = decltype(width)::value;
+      if constexpr (kBytes >= sizeof(T)) {
+        stage_rows<T, kBytes, kThreads>(p, tile, group_input, channel, stage);
+      }
+    });
   }
 }
 

@@ -309,33 +309,17 @@ __device__ inline void write_pixels(const Params<T>& p, const Tile& tile, const 
   });
 }
 
-// Copy the lines that a warp has laid out to the output.
-template <typename Config, typename T>
-__device__ inline void write_row_lines(const Params<T>& p, const Tile& tile, const Output<T>& out) {
-  switch (p.store_bytes) {
-    case 16:
-      return write_rows<Config, 16>(p, tile, out);
-    case 8:
-      return write_rows<Config, 8>(p, tile, out);
-    case 4:
-      return write_rows<Config, 4>(p, tile, out);
-    default:
-      return write_rows<Config, 2>(p, tile, out);
-  }
-}
-
-template <typename Config, typename T>
-__device__ inline void write_pixel_lines(const Params<T>& p, const Tile& tile, const Output<T>& out) {
-  switch (p.store_bytes) {
-    case 16:
-      return write_pixels<Config, 16>(p, tile, out);
-    case 8:
-      return write_pixels<Config, 8>(p, tile, out);
-    case 4:
-      return write_pixels<Config, 4>(p, tile, out);
-    default:
-      return write_pixels<Config, 2>(p, tile, out);
-  }
+// Copies the lines that a warp has laid out to the output.
+template <typename Config, bool kChannelsLast, typename T>
+__device__ inline void write_lines(const Params<T>& p, const Tile& tile, const Output<T>& out) {
+  with_width(p.store_bytes, [&](auto width) {
+    constexpr int kBytes = decltype(width)::value;
+    if constexpr (kChannelsLast) {
+      write_pixels<Config, kBytes>(p, tile, out);
+    } else {
+      write_rows<Config, kBytes>(p, tile, out);
+    }
+  });
 }
 
 // Stores a warp's sums; all lanes call it.
@@ -356,9 +340,9 @@ __device__ inline void store_sums(const Params<T>& p, const Tile& tile, const Ou
   }
   __syncwarp();
   if (p.output_channels_last) {
-    write_pixel_lines<Config>(p, tile, out);
+    write_lines<Config, true>(p, tile, out);
   } else {
-    write_row_lines<Config>(p, tile, out);
+    write_lines<Config, false>(p, tile, out);
   }
 }
 

@@ -56,26 +56,18 @@ struct Offset {
 
 template <typename Config, typename T>
 __device__ inline void fill_offset_table(const Params<T>& p, Offset* table) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  for (int set = warp; set < p.taps_h.sets * p.taps_w.sets; set += Config::kThreads / 32) {
-    const int set_h = set / p.taps_w.sets, set_w = set % p.taps_w.sets;
-    const int count_w = p.taps_w.offsets(set_w);
-    for (int i = lane; i < p.taps_h.offsets(set_h) * count_w; i += 32) {
-      const int entry_h = p.taps_h.begin[set_h] + i / count_w, entry_w = p.taps_w.begin[set_w] + i % count_w;
-      const int row = p.taps_h.offset[entry_h] - p.taps_h.least_offset;
-      const int col = p.taps_w.offset[entry_w] - p.taps_w.least_offset;
-      unsigned blocks = 0;
+  for_each_offset<Config::kThreads>(p, [&](int place, int entry_h, int entry_w, int pixels) {
+    unsigned blocks = 0;
 #pragma unroll
-      for (int block = 0; block < Config::kBlocksM; ++block) {
-        const auto phase = p.phases_w.divide(16 * block >> p.log2_couts);
-        if (phase.quotient < p.taps_h.set_size && (p.taps_h.phases[entry_h] >> phase.quotient & 1) != 0 &&
-            (p.taps_w.phases[entry_w] >> phase.remainder & 1) != 0) {
-          blocks |= 1u << block;
-        }
+    for (int block = 0; block < Config::kBlocksM; ++block) {
+      const auto phase = p.phases_w.divide(16 * block >> p.log2_couts);
+      if (phase.quotient < p.taps_h.set_size && (p.taps_h.phases[entry_h] >> phase.quotient & 1) != 0 &&
+          (p.taps_w.phases[entry_w] >> phase.remainder & 1) != 0) {
+        blocks |= 1u << block;
       }
-      table[first_offset(p, set_h, set_w) + i] = {(row * p.shared.input_cols + col) * 16, blocks};
     }
-  }
+    table[place] = {pixels * 16, blocks};
+  });
 }
 
 template <typename Config>

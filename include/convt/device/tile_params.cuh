@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "convt/device/launch.cuh"
 #include "convt/divisor.h"
 #include "convt/problem.h"
 #include "convt/tile_mma.h"
@@ -88,11 +89,48 @@ __device__ inline Point point_of_pixel(const Params<T>& p, int pixel) {
   return {by_image.quotient, by_image.remainder, by_row.quotient, by_row.remainder};
 }
 
+// Calls `visit` with a constant of one of the widths, in bytes, that copies have: 16, 8, 4 and 2.
+template <int kBytes>
+struct Width {
+  static constexpr int value = kBytes;
+};
+
+template <typename Visit>
+__device__ inline void with_width(int bytes, const Visit& visit) {
+  switch (bytes) {
+    case 16:
+      return visit(Width<16>{});
+    case 8:
+      return visit(Width<8>{});
+    case 4:
+      return visit(Width<4>{});
+    default:
+      return visit(Width<2>{});
+  }
+}
+
 // The first of a phase set's offsets in the table.
 template <typename T>
 __device__ inline int first_offset(const Params<T>& p, int set_h, int set_w) {
   return p.taps_h.begin[set_h] * p.taps_w.begin[p.taps_w.sets] +
          p.taps_h.offsets(set_h) * p.taps_w.begin[set_w];
+}
+
+// Calls `visit` once for every offset of every phase set, by the kThreads threads of a block: its place in
+// the table, its entries in taps_h and taps_w, and how many pixels of a plane it moves.
+template <int kThreads, typename T, typename Visit>
+__device__ inline void for_each_offset(const Params<T>& p, const Visit& visit) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int set = warp; set < p.taps_h.sets * p.taps_w.sets; set += kThreads / 32) {
+    const int set_h = set / p.taps_w.sets, set_w = set % p.taps_w.sets;
+    const int count_w = p.taps_w.offsets(set_w);
+    for (int i = lane; i < p.taps_h.offsets(set_h) * count_w; i += 32) {
+      const int entry_h = p.taps_h.begin[set_h] + i / count_w, entry_w = p.taps_w.begin[set_w] + i % count_w;
+      const int row = p.taps_h.offset[entry_h] - p.taps_h.least_offset;
+      const int col = p.taps_w.offset[entry_w] - p.taps_w.least_offset;
+      visit(first_offset(p, set_h, set_w) + i, entry_h, entry_w, row * p.shared.input_cols + col);
+    }
+  }
 }
 
 // A row tile of a group.
@@ -130,24 +168,12 @@ template <typename T>
 void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launch,
                 const TileMmaShared& shared, const LineShape& lines, int stagers, void* workspace) {
   constexpr int kSize = static_cast<int>(sizeof(T));
-  p.input = static_cast<const T*>(problem.input);
+  set_problem(p, problem);
   p.packed_weight = static_cast<const uint4*>(workspace);
-  p.bias = static_cast<const T*>(problem.bias);
-  p.output = static_cast<T*>(problem.output);
   p.partial_sums =
       launch.splits > 1
           ? reinterpret_cast<float4*>(static_cast<unsigned char*>(workspace) + launch.packed_bytes)
           : nullptr;
-  p.input_stride = problem.input_stride;
-  p.output_stride = dense_output_strides(problem);
-  p.bias_stride = problem.bias_stride;
-  p.batch = static_cast<int>(problem.batch);
-  p.cin_per_group = static_cast<int>(problem.cin_per_group);
-  p.cout_per_group = static_cast<int>(problem.cout_per_group);
-  p.input_h = static_cast<int>(problem.h.input);
-  p.input_w = static_cast<int>(problem.w.input);
-  p.output_h = static_cast<int>(problem.h.output);
-  p.output_w = static_cast<int>(problem.w.output);
   p.taps_h = launch.taps_h;
   p.taps_w = launch.taps_w;
   p.tiles_m = static_cast<int>(launch.tiles_m);
@@ -207,13 +233,6 @@ void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launc
   }
   p.log2_line_lanes = 0;
   while (p.log2_line_lanes < 5 && (p.store_bytes << p.log2_line_lanes) < line * kSize) ++p.log2_line_lanes;
-}
-
-template <typename Kernel>
-cudaError_t allow_shared_memory(Kernel* kernel, size_t limit) {
-  // Always the device's limit, not what this launch needs: threads that launch at the same time then set the
-  // same value.
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
 }
 
 }  // namespace tile_mma

@@ -29,6 +29,7 @@
 #include <type_traits>
 
 #include "convt/device/async_copy.cuh"
+#include "convt/device/launch.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/device/tap_order.cuh"
 #include "convt/kernels.h"
@@ -628,23 +629,11 @@ template <typename T>
 Params<T> make_params(const Problem& problem, const TileSimtLaunch& launch, const void* workspace) {
   const TileSimtConfig& config = kTileSimtConfigs[launch.config];
   Params<T> p;
-  p.input = static_cast<const T*>(problem.input);
+  set_problem(p, problem);
   p.weight = static_cast<const T*>(problem.weight);
   p.packed_weight = launch.packs_weights ? static_cast<const float*>(workspace) : nullptr;
   p.packed = launch.packed;
-  p.bias = static_cast<const T*>(problem.bias);
-  p.output = static_cast<T*>(problem.output);
-  p.input_stride = problem.input_stride;
   p.weight_stride = problem.weight_stride;
-  p.bias_stride = problem.bias_stride;
-  p.output_stride = dense_output_strides(problem);
-  p.batch = static_cast<int>(problem.batch);
-  p.cin_per_group = static_cast<int>(problem.cin_per_group);
-  p.cout_per_group = static_cast<int>(problem.cout_per_group);
-  p.input_h = static_cast<int>(problem.h.input);
-  p.input_w = static_cast<int>(problem.w.input);
-  p.output_h = static_cast<int>(problem.h.output);
-  p.output_w = static_cast<int>(problem.w.output);
   p.padding_h = static_cast<int>(problem.h.padding);
   p.padding_w = static_cast<int>(problem.w.padding);
   p.phases_h = launch.phases_h;
@@ -687,13 +676,8 @@ template <typename T, int kIndex>
 cudaError_t launch_config(const Problem& problem, const TileSimtLaunch& launch, const void* workspace,
                           cudaStream_t stream) {
   auto* kernel = tile_simt_kernel<T, Config<kIndex>>;
-  // Always the device's limit, not what this launch needs: threads that launch at the same time then set the
-  // same value.
-  if (const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                     static_cast<int>(launch.shared_limit));
-      error != cudaSuccess) {
-    return error;
-  }
+  const cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
+  if (error != cudaSuccess) return error;
   kernel<<<static_cast<unsigned>(launch.blocks()), Config<kIndex>::kThreads, launch.shared_bytes, stream>>>(
       make_params<T>(problem, launch, workspace));
   return cudaGetLastError();

@@ -43,9 +43,8 @@ struct WgmmaParams : Params<T> {
   int chunk_bytes, row_bytes;  // of one buffer of planes, of rows
   unsigned barriers_offset;
   unsigned row_tile_stride, chunk_stride;  // of the packed weight, in fragments
-  int turns;             // chunks staged for one work, where warpgroups take different tiles
-  int fragments_offset;  // from the lines
-  int numbered_rows;     // of an image of the tile
+  int fragments_offset;                    // from the lines
+  int numbered_rows;                       // of an image of the tile
   // Elements of the output: a pixel on, from a numbered row to the next, and past an image's rows.
   int pixel_step, row_step;
   int64_t image_step;
@@ -95,13 +94,8 @@ struct Ring {
 // Rounds over the row tiles of a work, each with one unit of kRowTiles row tiles for each warpgroup that
 // takes part.
 template <typename Config, typename T>
-__device__ inline int units_of(const Tile& tile) {
-  return (tile.end_row_tile - tile.first_row_tile + Config::kRowTiles - 1) / Config::kRowTiles;
-}
-
-template <typename Config, typename T>
 __device__ inline int rounds_of(const WgmmaParams<T>& p, const Tile& tile) {
-  const int units = units_of<Config, T>(tile);
+  const int units = (tile.end_row_tile - tile.first_row_tile + Config::kRowTiles - 1) / Config::kRowTiles;
   return p.separate_tiles ? units : (units + kGroups - 1) / kGroups;
 }
 
@@ -123,8 +117,7 @@ struct Staging {
   __device__ void copy(unsigned char* stage) {
     const T* const group_input =
         p.input + static_cast<int64_t>(tile.group) * p.cin_per_group * p.input_stride.c;
-    stage_input<T, kStagers>(p, tile, group_input,
-                             (tile.split * p.chunks + chunk) * p.chunk_steps * 2 * kChannelVector<T>, stage);
+    stage_input<T, kStagers>(p, tile, group_input, chunk * p.chunk_steps * 2 * kChannelVector<T>, stage);
     if (++chunk < p.chunks) return;
     chunk = 0;
     if (++round < rounds) return;
@@ -245,8 +238,7 @@ struct Fragments {
   __device__ void open(const WgmmaParams<T>& p, const Tile& tile, int number) {
     first_pairs = UnitTile(p, tile, number, 0).pairs;
     if constexpr (Config::kRowTiles == 2) second_pairs = UnitTile(p, tile, number + 1, 0).pairs;
-    begin = (tile.group * p.row_tiles + number) * p.row_tile_stride + tile.split * p.chunks * p.chunk_stride +
-            threadIdx.x % 128;
+    begin = (tile.group * p.row_tiles + number) * p.row_tile_stride + threadIdx.x % 128;
     turn = -1;
     left = 0;
     seek(p);
@@ -324,12 +316,11 @@ __device__ inline void multiply_chunk(const WgmmaParams<T>& p, const UnitTile& u
   wgmma_wait<0>();
 }
 
-// Where this lane's sums of a row tile go: output channel, its number in the row tile, and phase.
+// The output channels of this lane's sums of a row tile.
 template <typename T>
 struct Rows {
   int cout[2];  // in the group, of rows `group` and `group` + 8 of the warp's block
   bool exists[2];
-  int phase_w[2];
 
   __device__ Rows(const WgmmaParams<T>& p, const RowTile<T>& row_tile, int thread) {
     const int warp = thread / 32 % 4, group = thread % 32 / 4;
@@ -338,7 +329,6 @@ struct Rows {
       const int number = p.phases_in_halves ? 8 * warp + group : 16 * warp + 8 * half + group;
       cout[half] = row_tile.first_cout + number;
       exists[half] = number < row_tile.couts;
-      phase_w[half] = row_tile.set_w * p.taps_w.set_size + (p.phases_in_halves ? half : 0);
     }
   }
 };
@@ -391,17 +381,6 @@ __device__ inline void clear(WgmmaSums (&sums)[Config::kSlices][Config::kRowTile
   }
 }
 
-template <int kBytes>
-struct Bits;
-template <>
-struct Bits<8> {
-  using type = uint2;
-};
-template <>
-struct Bits<16> {
-  using type = uint4;
-};
-
 // Where a lane's pixels of a whole tile lie in the output, one after the other.
 struct Walk {
   int col, row, image;
@@ -449,14 +428,14 @@ __device__ inline void store_whole_phases(const WgmmaParams<T>& p, const Tile& t
   T* const channel =
       p.output + (static_cast<int64_t>(tile.group) * p.cout_per_group + rows.cout[0]) * p.output_stride.c;
   const int64_t second_channel = 8 * p.output_stride.c;
-  Walk walk(p, tile, row_tile.set_h, rows.phase_w[0], 2 * (thread % 4));
+  Walk walk(p, tile, row_tile.set_h, row_tile.set_w * p.taps_w.set_size, 2 * (thread % 4));
   const auto store = [](T* place, const float (&x)[2 * kPhases]) {
     unsigned words[kPhases];
 #pragma unroll
     for (int i = 0; i < kPhases; ++i) words[i] = pack_pair<T>(x[2 * i], x[2 * i + 1]);
-    typename Bits<4 * kPhases>::type bits;
+    typename Piece<4 * kPhases>::type bits;
     memcpy(&bits, words, sizeof(bits));
-    *reinterpret_cast<typename Bits<4 * kPhases>::type*>(place) = bits;
+    *reinterpret_cast<typename Piece<4 * kPhases>::type*>(place) = bits;
   };
 #pragma unroll
   for (int s = 0; s < Config::kSlices; ++s) {
@@ -624,11 +603,7 @@ __device__ inline void store_slices(const WgmmaParams<T>& p, int work, int unit,
     __syncwarp();  // what was laid out here before has been copied
     lay_slice<Config::kJoined, Config::kChannelsLast>(p, out, slice, sums);
     __syncwarp();
-    if constexpr (Config::kChannelsLast) {
-      write_pixel_lines<Slice<1>>(p, tile, out);
-    } else {
-      write_row_lines<Slice<1>>(p, tile, out);
-    }
+    write_lines<Slice<1>, Config::kChannelsLast>(p, tile, out);
   }
 }
 
@@ -701,7 +676,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p, const Ring& ring,
   if (p.separate_tiles) {
     // Each takes every other work.
     if (threadIdx.x / 128 == 2) {
-      place.advance(p.turns, p.stages);
+      place.advance(p.chunks, p.stages);
       work += step;
     }
   }
@@ -747,7 +722,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p, const Ring& ring,
     }
     if (next_work >= p.works) return;
     work = next_work;
-    if (p.separate_tiles) place.advance(p.turns, p.stages);
+    if (p.separate_tiles) place.advance(p.chunks, p.stages);
   }
 }
 
@@ -761,15 +736,8 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
   unsigned char* const planes = shared + p.shared.planes_offset;
   const Ring ring{shared_address(shared + p.barriers_offset), p.stages};
   const int thread = static_cast<int>(threadIdx.x);
-  for (int set = 0; set < p.taps_h.sets * p.taps_w.sets; ++set) {
-    const int set_h = set / p.taps_w.sets, set_w = set % p.taps_w.sets;
-    const int count_w = p.taps_w.offsets(set_w);
-    for (int i = thread; i < p.taps_h.offsets(set_h) * count_w; i += kTileWgmmaThreads) {
-      const int row = p.taps_h.offset[p.taps_h.begin[set_h] + i / count_w] - p.taps_h.least_offset;
-      const int col = p.taps_w.offset[p.taps_w.begin[set_w] + i % count_w] - p.taps_w.least_offset;
-      offsets[first_offset(p, set_h, set_w) + i] = row * p.shared.input_cols + col;
-    }
-  }
+  for_each_offset<kTileWgmmaThreads>(p,
+                                     [offsets](int place, int, int, int pixels) { offsets[place] = pixels; });
   if (thread == 0) {
     sizes[0] = 2 * p.shared.plane;
     sizes[1] = p.second_segment;
@@ -814,10 +782,9 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.barriers_offset = static_cast<unsigned>(shared.planes_offset) - 16 * launch.stages;
   p.separate_tiles = launch.separate_tiles;
   p.phases_in_halves = launch.phases_in_halves;
-  p.keeps_planes = launch.chunks <= launch.stages;
-  p.turns = launch.chunks;
+  p.keeps_planes = launch.keeps_planes();
   p.chunk_stride = launch.max_offsets * launch.chunk_steps * kStepFragments;
-  p.row_tile_stride = p.all_chunks * p.chunk_stride;
+  p.row_tile_stride = p.chunks * p.chunk_stride;
   p.numbered_rows = shared.image_numbers / shared.row_numbers;
   p.pixel_step = static_cast<int>(launch.taps_w.stride * p.output_stride.w);
   p.row_step = launch.taps_h.stride * p.output_stride.h -
