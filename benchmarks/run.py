@@ -48,7 +48,7 @@ QUICK_BUDGET_MS = 10.0
 Operator = Callable[..., Tensor]
 
 
-def _some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
     """An argument type: comma-separated names out of `known`."""
 
     def parse(text: str) -> list[str]:
@@ -64,12 +64,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description="Times and checks the benchmark cases against cuDNN.")
     cases = [case.name for case in CASES]
     add = parser.add_argument
-    add("--cases", type=_some_of(cases), default=cases, help="comma-separated names (default: all)")
-    add("--precisions", type=_some_of(PRECISIONS), default=list(PRECISIONS), help="some of ieee,tf32,fp16,bf16")
-    add("--layouts", type=_some_of(list(LAYOUTS)), default=list(LAYOUTS), help="some of nchw,nhwc")
+    add("--cases", type=some_of(cases), default=cases, help="comma-separated names (default: all)")
+    add("--precisions", type=some_of(PRECISIONS), default=list(PRECISIONS), help="some of ieee,tf32,fp16,bf16")
+    add("--layouts", type=some_of(list(LAYOUTS)), default=list(LAYOUTS), help="some of nchw,nhwc")
     add(
         "--kernels",
-        type=_some_of(KERNELS),
+        type=some_of(KERNELS),
         default=["auto", "generic"],
         help="kernels to time, in the first layout, besides the one that the plan picks (default: generic)",
     )

@@ -28,7 +28,7 @@ from benchmarks.accuracy import LIMITS, Reference, errors, make_inputs, referenc
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import geometric_mean, slug
 from benchmarks.roofline import DTYPES
-from benchmarks.run import LAYOUTS, _some_of, describe, forced_kernel
+from benchmarks.run import LAYOUTS, describe, forced_kernel, some_of
 from benchmarks.timing import rotation, time_graph
 
 KERNELS = ("tile_mma", "tile_wgmma")
@@ -120,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compares the plan's choice with other launches.")
     cases = [case.name for case in CASES]
     add = parser.add_argument
-    add("--cases", type=_some_of(cases), default=cases, help="comma-separated names (default: all)")
-    add("--precisions", type=_some_of(["fp16", "bf16"]), default=["fp16"], help="some of fp16,bf16 (default: fp16)")
-    add("--layouts", type=_some_of(list(LAYOUTS)), default=list(LAYOUTS), help="some of nchw,nhwc")
+    add("--cases", type=some_of(cases), default=cases, help="comma-separated names (default: all)")
+    add("--precisions", type=some_of(["fp16", "bf16"]), default=["fp16"], help="some of fp16,bf16 (default: fp16)")
+    add("--layouts", type=some_of(list(LAYOUTS)), default=list(LAYOUTS), help="some of nchw,nhwc")
     add("--launches", type=int, default=24, help="launches of each kernel (default: 24)")
     add("--budget-ms", type=float, default=5.0, help="GPU time per launch of at least three samples (default: 5)")
     add("--output", type=Path, default=Path(__file__).resolve().parent / "results", help="folder of the result files")
