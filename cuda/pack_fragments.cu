@@ -1,13 +1,16 @@
 // pack_fragments: lays the weight out as tile_mma reads it, in fragments of the tensor cores' A operand
-// (convt/tile_mma.h has the layout, convt/device/mma.cuh what a lane holds).
+// (convt/tile_mma.h has the layout, convt/device/mma.cuh what a lane holds), or as tile_wgmma does, in blocks
+// (convt/tile_wgmma.h).
 //
 // Mapping: a thread block takes one channel step of the output channels of one block of 16 rows, in one tile
 // of output channels of one group. It brings their weights, all taps, into shared memory in the order in
-// which they lie in global memory, then its threads write one lane's 16 bytes of a fragment at a time: both
-// sides are contiguous. A filter too large for that is read in place.
+// which they lie in global memory, then its threads write one lane's 16 bytes of a fragment at a time, or
+// those of a row in a block: both sides are contiguous. A filter too large for that is read in place.
 
 #include <algorithm>
+#include <initializer_list>
 
+#include "convt/device/launch.cuh"
 #include "convt/kernels.h"
 
 namespace convt {
@@ -20,6 +23,7 @@ struct PackParams {
   AxisTaps taps_h, taps_w;
   WeightStrides stride;
   Divisor<int> taps, filter_cols;
+  Divisor<int> channel_pieces, tap_pieces;  // of 16 bytes, of the weights that are staged
   Divisor<int> dilation_h, dilation_w;
   Divisor<int> channel_steps, cout_parts, cout_tiles;  // of the grid, innermost first; then groups
   Divisor<int> set_fragments, set_cols, phases_w;      // what the threads walk
@@ -29,6 +33,9 @@ struct PackParams {
   int cin_per_group, cout_per_group;
   int pitch;  // elements from channel to channel in shared memory
   bool staged, phases_in_halves;
+  // Neighbouring output channels are neighbours in memory: pieces run along them, not along the taps.
+  bool channels_last;
+  bool aligned;  // pieces are contiguous, and begin at multiples of 16 bytes
 };
 
 // Bits of a weight: this kernel moves them and needs no arithmetic.
@@ -43,15 +50,18 @@ struct Bits<4> {
   using type = unsigned;
 };
 
-template <int kBytes>
-__global__ void __launch_bounds__(kThreads, 2)
+// The weight in blocks, of tile_wgmma, or in fragments, of tile_mma.
+template <int kBytes, bool kBlocks>
+__global__ void __launch_bounds__(kThreads, 4)
     pack_fragments_kernel(const __grid_constant__ PackParams p,
                           const typename Bits<kBytes>::type* __restrict__ weight, uint4* packed) {
   using Element = typename Bits<kBytes>::type;
+  release_next_kernel();  // tile_wgmma waits for the weight where it reads it
   extern __shared__ __align__(16) unsigned char shared[];
   Element* const slab = reinterpret_cast<Element*>(shared);
   constexpr int kPerRegister = 4 / kBytes;
   constexpr int kStepChannels = 32 / kBytes;
+  constexpr int kPieceElements = 16 / kBytes;
   int rest = static_cast<int>(blockIdx.x);
   const auto next = [&rest](const Divisor<int>& size) {
     const auto result = size.divide(rest);
@@ -68,19 +78,52 @@ __global__ void __launch_bounds__(kThreads, 2)
       weight + (static_cast<int64_t>(group) * p.cin_per_group + step * kStepChannels) * p.stride.cin +
       static_cast<int64_t>(first_cout) * p.stride.cout;
 
-  if (p.staged) {
-    const int run = couts * p.taps;
-    for (int channel = 0; channel < channels; ++channel) {
+  // Element `weight` of a channel, in the order of a contiguous weight.
+  const auto read = [&p](const Element* from, int channel, int weight_of_channel) {
+    const auto by_tap = p.taps.divide(weight_of_channel);
+    const auto tap = p.filter_cols.divide(by_tap.remainder);
+    return from[channel * p.stride.cin + by_tap.quotient * p.stride.cout + tap.quotient * p.stride.kh +
+                tap.remainder * p.stride.kw];
+  };
+  if (p.staged && couts > 0) {
+    const int all = channels * p.channel_pieces;
 #pragma unroll 4
-      for (int element = threadIdx.x; element < run; element += kThreads) {
-        const auto by_tap = p.taps.divide(element);
-        const auto tap = p.filter_cols.divide(by_tap.remainder);
-        slab[channel * p.pitch + element] = source[channel * p.stride.cin + by_tap.quotient * p.stride.cout +
-                                                   tap.quotient * p.stride.kh + tap.remainder * p.stride.kw];
+    for (int piece = static_cast<int>(threadIdx.x); piece < all; piece += kThreads) {
+      const auto by_channel = p.channel_pieces.divide(piece);
+      const auto by_tap = p.tap_pieces.divide(by_channel.remainder);
+      // Its first weight of the channel, the distance to the next, and how many there are.
+      int first, step_on, left;
+      const Element* from = source + by_channel.quotient * p.stride.cin;
+      if (p.channels_last) {
+        const auto tap = p.filter_cols.divide(by_tap.quotient);
+        const int cout = by_tap.remainder * kPieceElements;
+        from += tap.quotient * p.stride.kh + tap.remainder * p.stride.kw + cout;
+        first = cout * p.taps + by_tap.quotient;
+        step_on = p.taps;
+        left = couts - cout;
+      } else {
+        first = by_channel.remainder * kPieceElements;
+        step_on = 1;
+        left = couts * p.taps - first;
+      }
+      Element elements[kPieceElements] = {};
+      if (p.aligned && left >= kPieceElements) {
+        const uint4 bits = *reinterpret_cast<const uint4*>(p.channels_last ? from : from + first);
+        memcpy(elements, &bits, sizeof(bits));
+      } else {
+#pragma unroll
+        for (int i = 0; i < kPieceElements; ++i) {
+          if (i < left) elements[i] = p.channels_last ? from[i] : read(from, 0, first + i);
+        }
+      }
+      Element* const destination = slab + by_channel.quotient * p.pitch + first;
+#pragma unroll
+      for (int i = 0; i < kPieceElements; ++i) {
+        if (i < left) destination[i * step_on] = elements[i];
       }
     }
-    __syncthreads();
   }
+  __syncthreads();
 
   const int lane = static_cast<int>(threadIdx.x) % 32, group_row = lane / 4, member = lane % 4;
   const int all_fragments = p.phase_sets * p.set_fragments;
@@ -94,17 +137,21 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (offset >= p.taps_h.offsets(set_h) * count_w || block >= p.blocks_m) continue;
     const int64_t row_tile =
         (static_cast<int64_t>(group) * p.cout_tiles + cout_tile) * p.phase_sets + by_set.quotient;
+    // Of the fragment's 16 bytes in those of all blocks of rows.
+    const int place = kBlocks ? (lane / 16 * p.blocks_m + block) * 16 + lane % 16 : block * 32 + lane;
     uint4* const destination =
         packed + (((row_tile * p.all_chunks + step / p.chunk_steps) * p.max_offsets * p.chunk_steps +
                    step % p.chunk_steps) *
                       p.blocks_m * 32 +
-                  lane);
+                  place);
     const int offset_h = p.taps_h.offset[p.taps_h.begin[set_h] + offset / count_w];
     const int offset_w = p.taps_w.offset[p.taps_w.begin[set_w] + offset % count_w];
-    Element elements[4][kPerRegister];
+    // A lane has one row of a block, two of a fragment.
+    constexpr int kRows = kBlocks ? 1 : 2;
+    int weights[kRows];  // from a channel's first; negative where there is none
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int row = 16 * block + group_row + r % 2 * 8;
+    for (int half = 0; half < kRows; ++half) {
+      const int row = 16 * block + (kBlocks ? lane % 16 : group_row + 8 * half);
       const int phase = p.phases_in_halves ? row >> 3 & 1 : row >> p.log2_couts;
       const int cout = (p.phases_in_halves ? row & 7 : row & 15) & ((1 << p.log2_couts) - 1);  // of the part
       int kh = -1, kw = -1;
@@ -113,25 +160,30 @@ __global__ void __launch_bounds__(kThreads, 2)
         kh = p.taps_h.tap(set_h * p.taps_h.set_size + by_row.quotient, offset_h, p.dilation_h);
         kw = p.taps_w.tap(set_w * p.taps_w.set_size + by_row.remainder, offset_w, p.dilation_w);
       }
+      weights[half] =
+          kh < 0 || kw < 0 || cout >= couts ? -1 : (cout * p.taps_h.kernel + kh) * p.filter_cols + kw;
+    }
+    Element elements[4][kPerRegister];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int place_in_slab = weights[r % kRows];
 #pragma unroll
       for (int i = 0; i < kPerRegister; ++i) {
-        const int channel = (r / 2 * 4 + member) * kPerRegister + i;
+        const int channel = (kBlocks ? lane / 16 * 4 + r : r / 2 * 4 + member) * kPerRegister + i;
         Element element = 0;
-        if (kh >= 0 && kw >= 0 && cout < couts && channel < channels) {
-          element = p.staged ? slab[channel * p.pitch + cout * p.taps + kh * p.filter_cols + kw]
-                             : source[channel * p.stride.cin + cout * p.stride.cout + kh * p.stride.kh +
-                                      kw * p.stride.kw];
+        if (place_in_slab >= 0 && channel < channels) {
+          element = p.staged ? slab[channel * p.pitch + place_in_slab] : read(source, channel, place_in_slab);
         }
         elements[r][i] = element;
       }
     }
     uint4 bits;
     memcpy(&bits, elements, sizeof(bits));
-    destination[(offset * p.chunk_steps * p.blocks_m + block) * 32] = bits;
+    destination[offset * p.chunk_steps * p.blocks_m * 32] = bits;
   }
 }
 
-template <int kBytes>
+template <int kBytes, bool kBlocks>
 cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                         cudaStream_t stream) {
   PackParams p;
@@ -160,14 +212,29 @@ cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, voi
   p.phase_sets = launch.phase_sets();
   p.cin_per_group = static_cast<int>(problem.cin_per_group);
   p.cout_per_group = static_cast<int>(problem.cout_per_group);
+  const int piece = 16 / kBytes;
+  const int run = std::min(launch.couts() / cout_parts, p.cout_per_group) * taps;
   // Odd numbers of elements from channel to channel: the lanes of a fragment's row read different banks.
-  p.pitch = std::min(launch.couts() / cout_parts, p.cout_per_group) * taps | 1;
+  p.pitch = run | 1;
+  const int part = launch.couts() / cout_parts;
+  const auto whole = [piece](std::initializer_list<int64_t> strides) {
+    return std::all_of(strides.begin(), strides.end(),
+                       [piece](int64_t stride) { return stride % piece == 0; });
+  };
+  const bool contiguous = p.stride.kw == 1 && p.stride.kh == launch.taps_w.kernel && p.stride.cout == taps;
+  p.channels_last = !contiguous && p.stride.cout == 1;
+  const int tap_pieces = (std::min(part, p.cout_per_group) + piece - 1) / piece;
+  p.tap_pieces = p.channels_last ? tap_pieces : 1;
+  p.channel_pieces = p.channels_last ? taps * tap_pieces : (run + piece - 1) / piece;
+  p.aligned = reinterpret_cast<intptr_t>(problem.weight) % 16 == 0 &&
+              (p.channels_last ? whole({p.stride.cin, p.stride.kh, p.stride.kw, part})
+                               : contiguous && whole({p.stride.cin, part * taps}));
   const size_t slab = static_cast<size_t>(p.pitch) * (32 / kBytes) * kBytes;
   p.staged = slab <= kSharedBytes;
   const unsigned grid =
       static_cast<unsigned>(launch.groups * launch.cout_tiles * cout_parts * launch.channel_steps);
   using Element = typename Bits<kBytes>::type;
-  pack_fragments_kernel<kBytes><<<grid, kThreads, p.staged ? slab : 0, stream>>>(
+  pack_fragments_kernel<kBytes, kBlocks><<<grid, kThreads, p.staged ? slab : 0, stream>>>(
       p, static_cast<const Element*>(problem.weight), static_cast<uint4*>(workspace));
   return cudaGetLastError();
 }
@@ -178,9 +245,10 @@ cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& l
                                   cudaStream_t stream) {
   switch (element_size(problem.dtype)) {
     case 2:
-      return launch_pack<2>(problem, launch, workspace, stream);
+      return launch.packs_blocks ? launch_pack<2, true>(problem, launch, workspace, stream)
+                                 : launch_pack<2, false>(problem, launch, workspace, stream);
     case 4:
-      return launch_pack<4>(problem, launch, workspace, stream);
+      return launch_pack<4, false>(problem, launch, workspace, stream);
     default:
       return cudaErrorInvalidValue;
   }

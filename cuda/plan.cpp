@@ -373,13 +373,20 @@ std::string describe(const Plan& plan) {
   if (plan.kernel == Kernel::kTileWgmma) {
     const TileWgmmaLaunch& t = plan.tile_wgmma;
     const TileWgmmaConfig& config = kTileWgmmaConfigs[t.config];
+    const char* const divisions[] = {"tiles", "rows", "pixels"};
     line << " config=" << t.config << " rows=" << kTileWgmmaRows << "x" << config.row_tiles
-         << " pixels=" << config.pixels() << " tile=" << t.images << "x" << t.rows << "x" << t.cols
-         << " flat_numbers=" << t.flat_numbers << " couts=" << t.couts() << "x" << t.cout_tiles
-         << " halves=" << t.phases_in_halves << " phases_w=" << t.phases_w << " crop=" << t.taps_h.crop << ","
-         << t.taps_w.crop << " row_tiles=" << t.row_tiles_per_block << " separate=" << t.separate_tiles
+         << " pixels=" << config.pixels << " tile=" << t.images << "x" << t.rows << "x" << t.cols
+         << " couts=" << t.couts() << "x" << t.cout_tiles << " halves=" << t.phases_in_halves
+         << " phases_w=" << t.phases_w << " crop=" << t.taps_h.crop << "," << t.taps_w.crop
+         << " row_tiles=" << t.row_tiles_per_block << " division=" << divisions[static_cast<int>(t.division)]
          << " steps=" << t.chunk_steps << "x" << t.chunks << " stages=" << t.stages << "+" << t.row_stages
-         << " vector=" << t.load_vector << " flat=" << t.flat_rows << " workspace=" << t.workspace_bytes
+         << " weight=";
+    if (t.keeps_weight) {
+      line << "kept";
+    } else {
+      line << t.weight_stages;
+    }
+    line << " vector=" << t.load_vector << " flat=" << t.flat_rows << " workspace=" << t.workspace_bytes
          << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
   }
   return line.str();

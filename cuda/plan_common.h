@@ -35,6 +35,10 @@ bool is_distinct(Crop crop, const Problem& problem);
 // Sets the taps for phase sets of set_h x set_w, and the grid; false if an offset leaves 32 bits.
 bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch);
 
+// Whether all phases of every set have the same offsets, so that they may share a block of rows: otherwise a
+// row would multiply inputs that its output must not see, by zeros.
+bool phases_agree(const AxisTaps& taps);
+
 // Sets launch.max_offsets, and returns the number of offsets summed over the phase sets.
 int sum_offsets(TileMmaLaunch& launch);
 

@@ -116,15 +116,14 @@ void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch) 
   }
 }
 
-namespace {
-
-// Whether all phases of every set have the same offsets, so that they may share a block of rows.
 bool phases_agree(const AxisTaps& taps) {
   if (taps.stride % taps.set_size != 0) return false;
   const uint32_t all = taps.set_size == 32 ? ~0u : (1u << taps.set_size) - 1;
   return std::all_of(taps.phases, taps.phases + taps.begin[taps.sets],
                      [all](uint32_t p) { return p == all; });
 }
+
+namespace {
 
 struct Search {
   const Problem& problem;
@@ -237,7 +236,8 @@ struct Search {
     const double pack = 5200 * std::max(1.0, pack_blocks / (2.0 * device.sm_count)) * pack_fragments +
                         0.0038 * static_cast<double>(launch.packed_bytes);
     const double add = 0.00028 * static_cast<double>(launch.workspace_bytes - launch.packed_bytes);
-    return works * (resident * busy + chain) + pack + add;
+    // The constant, the time of two launches, matters beside the estimate of tile_wgmma.
+    return works * (resident * busy + chain) + pack + add + 2500;
   }
 
   int kChannels() const { return 16 / static_cast<int>(size); }

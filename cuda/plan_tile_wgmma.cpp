@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <utility>
 
 #include "convt/plan.h"
 #include "plan_common.h"
@@ -11,6 +13,8 @@ namespace {
 
 // Pixels: a matrix descriptor has 14 bits for the distance of two planes.
 constexpr int64_t kMaxPlane = 1 << 14;
+// Buffers of four channel steps of the weight: six are not faster.
+constexpr int kWeightStages = 4;
 
 struct Search {
   const Problem& problem;
@@ -18,61 +22,94 @@ struct Search {
   const TileWgmmaVisitor& visit;
   int64_t size = element_size(problem.dtype);
 
-  double mean_offsets = 0;  // of the phase sets
+  // Of the phase sets: offsets, and groups of channel steps for chunks of one, two, four and eight steps.
+  double mean_offsets = 0;
+  double mean_groups[4] = {};
 
-  // Cycles of a launch, with weights fitted to some 1,000 timed launches of ten benchmark cases on an H100
-  // (the choice then takes 1.08 times the best candidate's time on average, at most 1.27 times).
+  std::map<std::pair<int, int>, bool> fitting_tiles = {};  // those considered, by columns and rows
+
+  // Bytes that a lane stores at once; 0 if output is not stored in aligned pieces (tile_wgmma.cuh).
+  int piece_bytes(const TileWgmmaLaunch& launch, const TileWgmmaShared& shared) const {
+    int bytes = 16;
+    const auto divide = [&](int64_t elements) {
+      while (elements * size % bytes != 0) bytes /= 2;
+    };
+    if (problem.output_channels_last) {
+      divide(problem.cout_per_group);
+      return bytes == 16 ? 16 : 0;
+    }
+    if (launch.phases_w != launch.taps_w.stride) return 0;
+    divide(problem.w.output);
+    divide(launch.taps_w.crop);
+    for (const int pixels : {launch.cols, shared.row_numbers, shared.image_numbers})
+      divide(int64_t{pixels} * launch.phases_w);
+    return bytes >= 2 * size * launch.phases_w ? bytes : 0;
+  }
+
+  // What a multiplying warpgroup needs to store 64 pixels of a row tile, in cycles.
+  double slice_cycles(const TileWgmmaLaunch& launch, int bytes) const {
+    if (problem.output_channels_last) return bytes > 0 ? 681 : 4480;
+    if (bytes > 0) return bytes == 4 ? 577 : bytes == 8 ? 302 : 234;
+    return launch.phases_w == launch.taps_w.stride ? 3070 : 3560;
+  }
+
+  // Cycles of a launch, with weights fitted to some 9,000 timed launches of the benchmark cases on an H100
+  // (the choice then takes 1.05 times the best candidate's time on average).
   double estimate(const TileWgmmaLaunch& launch, const TileWgmmaConfig& config,
-                  const TileMmaShared& shared) const {
+                  const TileWgmmaShared& shared) const {
     // What a multiplying warpgroup does of a work, what the stagers do, and what the tensor cores need.
     const double row_tiles = static_cast<double>(launch.row_tiles()) / static_cast<double>(launch.tiles_m);
     const double units = static_cast<double>(
         ceil_div(std::min(launch.row_tiles_per_block, launch.row_tiles()), config.row_tiles));
-    const double rounds = launch.separate_tiles ? units : std::ceil(units / kTileWgmmaGroups);
-    const double own_row_tiles =
-        launch.separate_tiles ? row_tiles : std::min(row_tiles, rounds * config.row_tiles);
-    const double pairs = own_row_tiles * mean_offsets * launch.channel_steps / 2;
-    const double slices = own_row_tiles * std::ceil(static_cast<double>(launch.images) *
-                                                    shared.image_numbers / kTileWgmmaSlice);
-    double slice = 59;
-    if (!stores_whole(launch, shared)) {
-      slice = launch.phases_w == launch.taps_w.stride || problem.output_channels_last ? 292 : 1503;
-    } else if (!problem.output_channels_last) {
-      slice = 32;
-    }
-    const double multiply = pairs * (21 + 255 * config.segments) + 544 * own_row_tiles * launch.chunks +
-                            10781 * rounds + slice * slices;
-    const double tensor = pairs * config.segments * 128 * kTileWgmmaGroups;
+    const bool by_rows = launch.division == TileWgmmaDivision::kRowTiles;
+    const bool by_tiles = launch.division == TileWgmmaDivision::kTiles;
+    const double rounds = by_rows ? std::ceil(units / kTileWgmmaGroups) : units;
+    const double own_row_tiles = by_rows ? std::min(row_tiles, rounds * config.row_tiles) : row_tiles;
+    const double steps = own_row_tiles * mean_offsets * launch.channel_steps;
+    int log2_steps = 0;
+    while (1 << log2_steps < launch.chunk_steps) ++log2_steps;
+    const double groups = own_row_tiles * mean_groups[log2_steps] * launch.chunks;
+    const double tensor = steps * config.pixels / 2;
+    const double numbers = static_cast<double>(launch.images - 1) * shared.image_numbers +
+                           static_cast<double>(launch.rows - 1) * shared.row_numbers + launch.cols;
+    const double own_numbers =
+        launch.division == TileWgmmaDivision::kPixels ? std::min<double>(numbers, config.pixels) : numbers;
+    const double slices = own_row_tiles * std::ceil(own_numbers / kTileWgmmaSlice);
+    const double multiply = 1.09 * tensor + (launch.keeps_weight ? 216 : 382) * groups + 3380 * rounds +
+                            1590 + slice_cycles(launch, piece_bytes(launch, shared)) * slices;
 
     const double turns = (launch.keeps_planes() ? 1 : rounds) * launch.chunks;
     const double channels = 16.0 * launch.chunk_steps;
-    const double images = launch.images;
-    const double pixels =
-        images * (launch.flat_rows ? shared.image_pixels : shared.input_rows * shared.input_cols);
-    const double copies = turns * pixels * channels / launch.load_vector;
+    const double cols = launch.input_channels_last ? shared.input_cols : shared.staged_cols;
+    const double pixels = launch.images * (launch.flat_rows ? shared.image_pixels : shared.input_rows * cols);
+    const double staged = turns * pixels * channels;
     const double stage =
-        launch.input_channels_last
-            ? 1.43 * copies + 259 * turns
-            : 0.91 * copies + 0.037 * turns * images * shared.image_pixels * channels + 259 * turns;
+        (launch.input_channels_last ? 0.544 : 0.797) * staged / launch.load_vector + 1840 * turns;
 
-    const double share = launch.separate_tiles ? 1.0 / kTileWgmmaGroups : 1.0;
-    const double work =
-        std::cbrt(std::pow(multiply * share, 3) + std::pow(tensor * share, 3) + std::pow(stage, 3));
-    const double works = static_cast<double>(ceil_div(launch.works(), launch.grid));
-    return works * work + 56000 + 0.004 * static_cast<double>(launch.packed_bytes);
-  }
+    const double bytes = static_cast<double>(size);
+    const double weight =
+        launch.keeps_weight ? 0 : steps * kTileWgmmaStepBytes * (by_rows ? kTileWgmmaGroups : 1);
+    const double output =
+        bytes * static_cast<double>(problem.output_elements()) / static_cast<double>(launch.works());
+    // Short pieces of output rows end in sectors that are not theirs alone.
+    const double ends = problem.output_channels_last ? 0 : 6 / (launch.cols * launch.phases_w * bytes);
+    const double traffic = 0.0122 * weight + 0.108 * bytes * staged + (0.0364 + ends) * output;
 
-  // Whether whole tiles are stored without checks (tile_wgmma.cuh).
-  bool stores_whole(const TileWgmmaLaunch& launch, const TileMmaShared& shared) const {
-    if (problem.cout_per_group % launch.couts() != 0) return false;
-    if (launch.taps_w.stride % launch.taps_w.set_size != 0) return false;
-    if (problem.output_channels_last) return problem.cout_per_group % 8 == 0;
-    return launch.phases_w == launch.taps_w.stride && launch.cols % 2 == 0 && shared.row_numbers % 2 == 0 &&
-           problem.w.output % (2 * launch.phases_w) == 0;
+    // Two tiles at a time, or one.
+    const double tiles = by_tiles ? kTileWgmmaGroups : 1;
+    const auto cube = [](double x) { return x * x * x; };
+    double cycles = std::cbrt(cube(multiply) + cube(kTileWgmmaGroups * tensor) + cube(tiles * stage) +
+                              cube(tiles * traffic));
+    if (!by_tiles && rounds > 1 && launch.keeps_planes() && launch.stages < 2 * launch.chunks) {
+      // The next tile has to wait for this one's planes.
+      cycles += 0.191 * stage * (2 * launch.chunks - launch.stages) / launch.chunks;
+    }
+    const double turns_of_blocks =
+        std::ceil(static_cast<double>(launch.works()) / (static_cast<double>(launch.grid) * tiles));
+    return turns_of_blocks * cycles + 10000 + 0.002 * static_cast<double>(launch.packed_bytes);
   }
 
   void consider(TileWgmmaLaunch launch) {
-    const TileWgmmaConfig& config = kTileWgmmaConfigs[launch.config];
     launch.chunks = static_cast<int>(ceil_div(ceil_div(problem.cin_per_group, 16), launch.chunk_steps));
     launch.channel_steps = launch.chunks * launch.chunk_steps;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
@@ -86,106 +123,139 @@ struct Search {
     launch.packed_bytes = static_cast<size_t>(fragments) * 16;
     launch.workspace_bytes = launch.packed_bytes;
     launch.grid = std::min<int64_t>(static_cast<int64_t>(works), device.sm_count);
+
+    const double all_steps = mean_offsets * launch.row_tiles() * launch.channel_steps;
+    if (launch.division != TileWgmmaDivision::kRowTiles && launch.tiles_m == 1 && launch.groups == 1 &&
+        all_steps * kTileWgmmaStepBytes <= static_cast<double>(device.shared_bytes_per_block)) {
+      launch.keeps_weight = true;
+      launch.weight_stages = 1;
+      launch.weight_steps = static_cast<int>(std::lround(all_steps));
+      if (launch.weight_steps > 0) consider_stages(launch);
+    }
+    launch.keeps_weight = false;
+    launch.weight_steps = kTileWgmmaGroupSteps;
+    launch.weight_stages = kWeightStages;
+    consider_stages(launch);
+  }
+
+  // As many buffers as fit: rather three of planes than three of rows.
+  void consider_stages(TileWgmmaLaunch launch) {
+    const TileWgmmaConfig& config = kTileWgmmaConfigs[launch.config];
+    TileWgmmaShared shared;
     for (const int row_stages : {3, 2}) {
       launch.row_stages = launch.input_channels_last ? 0 : row_stages;
-      int stages = 8;
-      TileMmaShared shared;
-      for (; stages >= 2; --stages) {
-        launch.stages = stages;
+      for (launch.stages = 8; launch.stages >= 2; --launch.stages) {
         shared = tile_wgmma_shared(launch, static_cast<int>(size), problem.output_channels_last);
         if (static_cast<int64_t>(shared.bytes) <= device.shared_bytes_per_block) break;
       }
-      if (stages < 2) continue;
-      // A warpgroup that passes a tile over must not be a whole turn of the ring ahead of the stagers.
-      if (launch.separate_tiles && launch.chunks >= stages) continue;
-      launch.shared_bytes = shared.bytes;
-      visit(launch, estimate(launch, config, shared));
-      if (launch.input_channels_last || stages >= 4) return;
+      if (launch.input_channels_last || launch.stages >= 3) break;
     }
+    if (launch.stages < 2) return;
+    if (launch.division == TileWgmmaDivision::kTiles) {
+      // A warpgroup that passes a tile over must not be a whole turn of the ring ahead of the stagers; and
+      // one that keeps its tile for several row tiles would make the other wait.
+      const bool several = launch.row_tiles_per_block > config.row_tiles;
+      if (launch.stages <= launch.chunks * (several ? 2 : 1) - (several ? 1 : 0)) return;
+    }
+    launch.shared_bytes = shared.bytes;
+    visit(launch, estimate(launch, config, shared));
   }
 
   void consider_rows(TileWgmmaLaunch launch) {
     const TileWgmmaConfig& config = kTileWgmmaConfigs[launch.config];
     const int row_tiles = launch.row_tiles();
     const int steps = static_cast<int>(ceil_div(problem.cin_per_group, 16));
-    for (const bool separate : {false, true}) {
-      launch.separate_tiles = separate;
-      const int unit = config.row_tiles * (separate ? 1 : kTileWgmmaGroups);
-      if (!separate && row_tiles <= config.row_tiles) continue;
-      int last = 0;
-      for (int parts = 1; parts <= 64; parts *= 2) {
-        const int per_block = static_cast<int>(ceil_div(ceil_div(row_tiles, parts), unit) * unit);
-        if (per_block == last) break;
-        last = per_block;
-        launch.row_tiles_per_block = per_block;
-        set_tiles(problem, launch);
-        for (int chunk = 2; chunk <= 8; chunk *= 2) {
-          if (chunk > 2 && chunk / 2 >= steps) break;
-          launch.chunk_steps = chunk;
-          consider(launch);
-        }
+    const bool by_rows = launch.division == TileWgmmaDivision::kRowTiles;
+    const int unit = config.row_tiles * (by_rows ? kTileWgmmaGroups : 1);
+    if (by_rows && row_tiles <= config.row_tiles) return;
+    int last = 0;
+    for (int parts = 1; parts <= 64; parts *= 2) {
+      const int per_block = static_cast<int>(ceil_div(ceil_div(row_tiles, parts), unit) * unit);
+      if (per_block == last) break;
+      last = per_block;
+      launch.row_tiles_per_block = per_block;
+      set_tiles(problem, launch);
+      for (int chunk = 1; chunk <= 8; chunk *= 2) {
+        if (chunk > 1 && chunk / 2 >= steps) break;
+        launch.chunk_steps = chunk;
+        consider(launch);
       }
     }
   }
 
+  // Pixels that a tile may have.
+  static int most_pixels(const TileWgmmaLaunch& launch) {
+    return kTileWgmmaConfigs[launch.config].pixels *
+           (launch.division == TileWgmmaDivision::kPixels ? kTileWgmmaGroups : 1);
+  }
+
   // False if the tile has too many pixels.
   bool consider_tile(TileWgmmaLaunch launch, int cols, int rows) {
-    const TileWgmmaConfig& config = kTileWgmmaConfigs[launch.config];
+    if (const auto known = fitting_tiles.find({cols, rows}); known != fitting_tiles.end())
+      return known->second;
+    bool& fits = fitting_tiles[{cols, rows}];
+    fits = false;
     // A loose bound in 64 bits first, so that the exact sizes below cannot wrap.
     if ((rows + int64_t{launch.taps_h.span}) * (cols + int64_t{launch.taps_w.span}) >= kMaxPlane)
       return false;
     launch.cols = cols;
     launch.rows = rows;
     launch.images = 1;
-    bool fits = false;
     set_loads(problem, cols % 2 == 0, launch);
-    launch.flat_numbers = cols % kTileWgmmaSegment != 0;
-    const int widest = launch.load_vector;
-    for (int vector = widest; vector >= 1; vector /= 2) {
-      launch.load_vector = vector;
-      TileMmaShared shared;
+    TileWgmmaShared shared;
+    set_staged_input(shared, launch, static_cast<int>(size));
+    const int pixels = most_pixels(launch);
+    const int64_t last = int64_t{rows - 1} * shared.row_numbers + cols;  // pixel numbers of an image
+    if (last > pixels) return false;
+    fits = true;
+    if (rows == launch.grid_h && cols == launch.grid_w) {
+      launch.images =
+          static_cast<int>(std::min<int64_t>(problem.batch, (pixels - last) / shared.image_numbers + 1));
       set_staged_input(shared, launch, static_cast<int>(size));
-      const int64_t last = int64_t{rows - 1} * shared.row_numbers + cols;  // pixel numbers of an image
-      if (last > config.pixels()) continue;
-      fits = true;
-      launch.images = 1;
-      if (rows == launch.grid_h && cols == launch.grid_w) {
-        launch.images = static_cast<int>(
-            std::min<int64_t>(problem.batch, (config.pixels() - last) / shared.image_numbers + 1));
-      }
-      set_staged_input(shared, launch, static_cast<int>(size));
-      if (shared.plane >= kMaxPlane) continue;
-      consider_rows(launch);
-      if (!launch.flat_numbers || launch.flat_rows || launch.input_channels_last || vector <= 2) break;
     }
-    return fits;
+    if (shared.plane < kMaxPlane) consider_rows(launch);
+    return true;
   }
 
   void consider_tiles(TileWgmmaLaunch launch) {
-    const TileWgmmaConfig& config = kTileWgmmaConfigs[launch.config];
     mean_offsets = sum_offsets(launch) / static_cast<double>(launch.phase_sets());
-    const int pixels = config.pixels();
-    for (int cols = kTileWgmmaSegment; cols <= pixels; cols *= 2) {
-      if (cols / 2 >= launch.grid_w) break;
-      consider_tile(launch, cols, std::min(launch.grid_h, pixels / cols));
-    }
-    // Rows that end anywhere, numbered along the planes.
-    for (int parts = 1; parts <= 4; ++parts) {
-      const int cols = static_cast<int>(ceil_div(launch.grid_w, parts));
-      if (cols > pixels || cols % kTileWgmmaSegment == 0) continue;
-      int last = 0, fitting = 0;
-      for (int rows = std::min(launch.grid_h, pixels / cols + 1); rows >= 1 && fitting < 5; --rows) {
-        const int even = static_cast<int>(ceil_div(launch.grid_h, ceil_div(launch.grid_h, rows)));
-        if (even == last) continue;
-        last = even;
-        fitting += consider_tile(launch, cols, even);
+    for (int i = 0; i < 4; ++i) {
+      int groups = 0;
+      for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
+        for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
+          const int steps = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w) << i;
+          groups += (steps + kTileWgmmaGroupSteps - 1) / kTileWgmmaGroupSteps;
+        }
       }
-      if (cols <= kTileWgmmaSegment) break;
+      mean_groups[i] = groups / static_cast<double>(launch.phase_sets());
     }
-    // The widest rows of whole vectors of which so many fit.
-    for (int rows = 2; rows <= std::min(launch.grid_h, 8); ++rows) {
-      for (int cols = pixels / rows / 8 * 8; cols >= 16 && cols >= pixels / rows - 32; cols -= 8) {
-        if (cols < launch.grid_w && cols % kTileWgmmaSegment != 0 && consider_tile(launch, cols, rows)) break;
+    const int pixels = most_pixels(launch);
+    fitting_tiles.clear();
+    for (int parts = 1;; parts *= 2) {
+      // Equal parts, and whole vectors.
+      const int equal = static_cast<int>(ceil_div(launch.grid_w, parts));
+      int tried = 0;
+      for (int cols : {(equal + 7) / 8 * 8, equal + equal % 2, equal}) {
+        if (cols > pixels || cols == tried) continue;
+        if (cols > launch.grid_w) cols = launch.grid_w;
+        if (cols == tried) continue;
+        tried = cols;
+        int last = 0, fitting = 0;
+        for (int rows = std::min(launch.grid_h, pixels / cols + 1); rows >= 1 && fitting < 2; --rows) {
+          const int even = static_cast<int>(ceil_div(launch.grid_h, ceil_div(launch.grid_h, rows)));
+          if (even == last) continue;
+          last = even;
+          fitting += consider_tile(launch, cols, even);
+        }
+      }
+      if (equal <= 16 || (equal <= 64 && launch.grid_h == 1)) break;
+    }
+    // The widest rows of whole pairs and of whole vectors of which so many fit.
+    for (int rows = 1; rows <= std::min(launch.grid_h, 16); ++rows) {
+      for (const int step : {8, 2}) {
+        for (int cols = pixels / rows / step * step; cols >= 16 && cols >= pixels / rows - 64; cols -= step) {
+          if (cols < launch.grid_w && consider_tile(launch, cols, rows)) break;
+        }
       }
     }
   }
@@ -193,6 +263,7 @@ struct Search {
   void run() {
     TileWgmmaLaunch launch;
     launch.blocks_m = kTileWgmmaRows / 16;
+    launch.packs_blocks = true;
     launch.input_channels_last = reads_channels_last(problem);
     const int stride_w = static_cast<int>(problem.w.stride);
     const bool last = problem.output_channels_last;
@@ -211,7 +282,12 @@ struct Search {
         for (const Crop crop : {Crop::kNone, Crop::kPadding}) {
           if (!is_distinct(crop, problem)) break;
           if (!set_taps(problem, crop, 1, set_w, launch)) return;
-          consider_tiles(launch);
+          if (halves && !phases_agree(launch.taps_w)) continue;
+          for (const auto division :
+               {TileWgmmaDivision::kTiles, TileWgmmaDivision::kRowTiles, TileWgmmaDivision::kPixels}) {
+            launch.division = division;
+            consider_tiles(launch);
+          }
         }
       }
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import LAYOUTS, Geometry, Target, poison, reference, tolerance
+from reference import LAYOUTS, TENSOR_CORE_TARGETS, Geometry, Target, poison, reference, tolerance
 from torch import Tensor
 
 import convt_ext
@@ -94,6 +94,26 @@ def test_in_the_input(geometry: Geometry, layout: str, value: float, target: Tar
             assert_placement(
                 run(spoilt, w, b, geometry), spoilt, w, b, geometry, kernel_of(target, spoilt, w, b, geometry)
             )
+
+
+@pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, indirect=True, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@geometries
+def test_in_the_input_of_other_launches(
+    geometry: Geometry, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phases may share the rows of a product only where they see the same inputs, whichever launch is chosen."""
+    x, w, b = geometry.tensors(torch.float16, target.device)
+    x[0, 0, 0, 0] = INF
+    x = LAYOUTS[layout](x)
+    for rank in (0, 1, 2, 5, 10, 20, 50, 100):
+        monkeypatch.setenv("CONVT_KERNEL", f"{target.kernel}:{rank}")
+        try:
+            kernel = kernel_of(target, x, w, b, geometry)
+        except (RuntimeError, ValueError):
+            assert rank > 0  # the problem has fewer launches
+            break
+        assert_placement(run(x, w, b, geometry), x, w, b, geometry, kernel)
 
 
 @geometries

@@ -112,10 +112,10 @@ struct TileMmaLaunch {
   int load_vector = 1;          // input elements read at once: along W for NCHW, along C for NHWC
   bool input_channels_last = false;
   bool flat_rows = false;         // a tile's rows are neighbours in memory: read as one
-  bool flat_numbers = false;      // pixels are numbered along the planes, halo included
   int max_offsets = 1;            // of any phase set: stride of the packed weight
   int blocks_m = 1;               // blocks of 16 rows of a row tile
   bool phases_in_halves = false;  // see above
+  bool packs_blocks = false;      // the packed weight is that of tile_wgmma (convt/tile_wgmma.h)
 
   AxisTaps taps_h, taps_w;
   int grid_h = 1, grid_w = 1;  // points q along each axis
@@ -152,6 +152,7 @@ struct TileMmaLaunch {
 struct TileMmaShared {
   int input_rows, input_cols;
   int image_pixels;                // of a plane, per image
+  int staged_cols, staged_image;   // of the rows: elements of a row and of an image of a channel
   int row_numbers, image_numbers;  // pixel numbers of a row and of an image of the tile
   int plane;
   int plane_buffers, row_buffers;
@@ -161,19 +162,24 @@ struct TileMmaShared {
   size_t planes_offset, rows_offset, output_offset, bytes;
 };
 
+// The most columns before a tile's first that are read, because NCHW is read from a column that is a multiple
+// of the vector.
+inline int columns_before(const TileMmaLaunch& launch) {
+  const int vector = launch.input_channels_last ? 1 : launch.load_vector;
+  return launch.cols % vector == 0 ? launch.taps_w.least_offset & (vector - 1) : vector - 1;
+}
+
 // Sets what concerns the staged input.
 inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch, int element_size) {
-  // NCHW is read from a column that is a multiple of the vector.
   const int vector = launch.input_channels_last ? 1 : launch.load_vector;
-  const int exact = launch.cols + launch.taps_w.span;
-  const int before = launch.cols % vector == 0 ? launch.taps_w.least_offset & (vector - 1) : vector - 1;
+  const int exact = launch.cols + launch.taps_w.span, before = columns_before(launch);
   s.input_rows = launch.rows + launch.taps_h.span;
   s.input_cols = launch.flat_rows ? exact : (exact + before + vector - 1) / vector * vector;
-  // Two pixels whose numbers are 2 i and 2 i + 1 lie in the same row.
-  if (launch.flat_numbers && !launch.flat_rows) s.input_cols += s.input_cols % 2;
   s.image_pixels = (s.input_rows * s.input_cols + vector - 1) / vector * vector;
-  s.row_numbers = launch.flat_numbers ? s.input_cols : launch.cols;
-  s.image_numbers = launch.flat_numbers ? s.image_pixels : launch.rows * launch.cols;
+  s.staged_cols = launch.flat_rows ? s.image_pixels : s.input_cols;
+  s.staged_image = s.image_pixels;
+  s.row_numbers = launch.cols;
+  s.image_numbers = launch.rows * launch.cols;
   const int channels = 16 / element_size;  // of a vector
   const int planes = 2 * launch.chunk_steps;
   const int pixels = launch.images * s.image_pixels;

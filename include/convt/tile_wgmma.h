@@ -1,89 +1,136 @@
-// What the plan and the `tile_wgmma` kernel agree on beyond convt/tile_mma.h, whose tiles, taps and packed
-// weight it uses.
+// What the plan and the `tile_wgmma` kernel agree on beyond convt/tile_mma.h, whose tiles and taps it uses.
 #pragma once
 
 #include "convt/tile_mma.h"
 
 namespace convt {
 
-// A warpgroup multiplies `row_tiles` row tiles of 64 rows with `segments` runs of 128 pixels. A thread block
-// has one warpgroup that stages input and two that multiply.
+// A warpgroup multiplies `row_tiles` row tiles of 64 rows with `pixels` pixels at a time.
 struct TileWgmmaConfig {
   int row_tiles;
-  int segments;
-
-  constexpr int pixels() const { return 128 * segments; }
+  int pixels;
 };
 
 // The configurations compiled. The plan refers to them by index.
 inline constexpr TileWgmmaConfig kTileWgmmaConfigs[] = {
-    {1, 2},  // 64 rows x 256 pixels
-    {2, 1},  // 128 x 128
+    {1, 256},
+    {2, 128},
 };
 inline constexpr int kTileWgmmaConfigCount =
     static_cast<int>(sizeof(kTileWgmmaConfigs) / sizeof(kTileWgmmaConfigs[0]));
 
 inline constexpr int kTileWgmmaRows = 64;      // of a row tile
-inline constexpr int kTileWgmmaSegment = 128;  // pixels
 inline constexpr int kTileWgmmaSlice = 64;     // pixels whose sums are laid out at once
 inline constexpr int kTileWgmmaGroups = 2;     // warpgroups that multiply
-inline constexpr int kTileWgmmaThreads = 128 * (1 + kTileWgmmaGroups);
+inline constexpr int kTileWgmmaLoaders = 2;    // warps that copy the weight, one for each of them
+inline constexpr int kTileWgmmaStagers = 192;  // threads that stage input
+inline constexpr int kTileWgmmaThreads = kTileWgmmaStagers + 32 * kTileWgmmaLoaders + 128 * kTileWgmmaGroups;
+
+// The packed weight: what a channel step of an offset needs is two columns of 8 x 8 blocks,
+//
+//   [group][row tile][chunk][offset][channel step of the chunk] [vector of channels][row] 16 bytes
+//
+// so that steps which are multiplied one after the other lie one after the other, and are copied together.
+inline constexpr int kTileWgmmaStepBytes = kTileWgmmaRows * 32;
+inline constexpr int kTileWgmmaGroupSteps = 4;  // copied together
+
+// What the two warpgroups divide between them.
+enum class TileWgmmaDivision {
+  kTiles,     // pieces of work: each takes every other one
+  kRowTiles,  // of a piece of work
+  kPixels,    // of a tile: each takes half of their numbers
+};
 
 // Row tiles have one phase along H, and one along W or two in halves. `config` counts in kTileWgmmaConfigs.
-// A tile's columns are a multiple of 128, or its pixels are numbered along the planes: either way a segment
-// is a run of a plane. `channel_steps` counts whole chunks: channels past the last are zeros. There is one
-// split.
+// The pixels of a tile are numbered along the planes, halo included. `channel_steps` counts whole chunks:
+// channels past the last are zeros. There is one split.
 struct TileWgmmaLaunch : TileMmaLaunch {
-  bool separate_tiles = false;  // the two warpgroups take different tiles, not different rows of one
-  int stages = 2;               // buffers of planes
-  int row_stages = 0;           // buffers of NCHW rows
-  int phases_w = 1;             // along W that one thread stores together, of NCHW: 1, 2 or 4
+  TileWgmmaDivision division = TileWgmmaDivision::kTiles;
+  int stages = 2;             // buffers of planes
+  int row_stages = 0;         // buffers of NCHW rows
+  int phases_w = 1;           // along W that one thread stores together, of NCHW: 1, 2 or 4
+  bool keeps_weight = false;  // a thread block holds the whole weight
+  int weight_stages = 1;      // buffers of a warpgroup's weight
+  int weight_steps = 1;       // channel steps in a buffer
 
   // The ring holds all chunks of a tile: they are staged once for all row tiles.
   bool keeps_planes() const { return chunks <= stages; }
+  // Warpgroups that multiply different rows at a time, or at different times, have their own weight.
+  int weight_streams() const {
+    return keeps_weight || division == TileWgmmaDivision::kPixels ? 1 : kTileWgmmaGroups;
+  }
 };
 
 // The block's shared memory, in bytes from its start:
 //
-//   sizes        16 bytes of the launch parameters
-//   offsets      [offsets of all phase sets] pixels into a plane
-//   barriers     [stages] full, [stages] empty
+//   barriers     [stages] full, [stages] empty, then for each stream [weight_stages] full, [..] empty
+//   notes        [warps] kTileWgmmaNoteBytes: where the warp's tile lies, and what it puts aside
+//   steps        [phase set][offset][channel step of a chunk] 4 bytes: from the first plane, in 16 bytes
+//   weight       [streams][weight_stages][weight_steps] kTileWgmmaStepBytes
 //   planes       [stages][2 * chunk_steps][plane] 16 bytes
 //   rows         [row_stages][...] as in TileMmaShared, for NCHW
 //   output       [warps that multiply][output_bytes]: 64 pixels of a warp's rows at a time
-//   fragments    [warps that multiply][kTileWgmmaFragmentPairs][2][lane] 16 bytes of A
 //
 // Products of pixels that stand for no point may read past the planes, at most kTileWgmmaOverread bytes.
-inline constexpr size_t kTileWgmmaOverread = 16 << 10;
-inline constexpr int kTileWgmmaPairBytes = 1024, kTileWgmmaFragmentPairs = 4;
-inline constexpr int kTileWgmmaLinePitch = 48;  // bytes of a pixel's 16 rows, and padding
+struct TileWgmmaShared : TileMmaShared {
+  size_t notes_offset, steps_offset, weight_offset;
+};
 
-inline TileMmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, int element_size,
-                                       bool output_channels_last) {
-  TileMmaShared s;
+inline constexpr size_t kTileWgmmaOverread = 512 * 16;
+inline constexpr int kTileWgmmaNoteBytes = 64;
+inline constexpr int kTileWgmmaPixelPitch = 144;  // bytes of a pixel's 64 rows, and padding
+
+// Sets what concerns the staged input.
+inline void set_staged_input(TileWgmmaShared& s, const TileWgmmaLaunch& launch, int element_size) {
+  const int channels = 16 / element_size;  // of a vector
+  const auto whole_vectors = [channels](int columns) {
+    return (columns + channels - 1) / channels * channels;
+  };
+  const int exact = launch.cols + launch.taps_w.span;
+  s.input_rows = launch.rows + launch.taps_h.span;
+  // Two pixels whose numbers are 2 i and 2 i + 1 lie in the same row.
+  s.input_cols = launch.flat_rows ? launch.cols : exact + exact % 2;
+  s.image_pixels = s.input_rows * s.input_cols;
+  s.row_numbers = s.input_cols;
+  s.image_numbers = s.image_pixels;
+  s.staged_cols = whole_vectors(launch.flat_rows ? s.image_pixels : columns_before(launch) + exact);
+  s.staged_image = (launch.flat_rows ? 1 : s.input_rows) * s.staged_cols;
+  const int planes = 2 * launch.chunk_steps;
+  s.row_pitch = launch.images * s.staged_image;
+  s.row_padding = (planes < 8 ? 8 / planes : 1) * channels;
+  s.plane = (launch.images * s.image_pixels) | 1;
+}
+
+inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, int element_size,
+                                         bool output_channels_last) {
+  TileWgmmaShared s;
   set_staged_input(s, launch, element_size);
   s.plane_buffers = launch.stages;
   s.row_buffers = launch.row_stages;
   if (output_channels_last) {
     const int couts = launch.phases_in_halves ? 8 : 16;
     s.output_pitch = couts + 8;
-    s.output_bytes = 16 / couts * kTileWgmmaSlice * s.output_pitch * element_size;
+    s.output_bytes = 16 / couts * kTileWgmmaSlice * s.output_pitch * element_size;  // also of whole pixels
   } else {
     // The rows of the warp's one or two blocks, those of different phases in one line.
     const bool two_blocks = launch.phases_w == (launch.phases_in_halves ? 4 : 2);
     s.output_pitch = (kTileWgmmaSlice + 8) * launch.phases_w;
     s.output_bytes = (two_blocks ? 32 : 16) / launch.phases_w * s.output_pitch * element_size;
   }
-  const size_t offsets = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) *
-                         static_cast<size_t>(launch.taps_w.begin[launch.taps_w.sets]);
-  const size_t barriers_offset = (16 + offsets * 4 + 7) / 8 * 8;
-  s.planes_offset = (barriers_offset + 16 * static_cast<size_t>(launch.stages) + 127) / 128 * 128;
+  const size_t steps = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) *
+                       static_cast<size_t>(launch.taps_w.begin[launch.taps_w.sets]) *
+                       static_cast<size_t>(launch.chunk_steps);
+  const size_t weight_buffers = static_cast<size_t>(launch.weight_streams()) * launch.weight_stages;
+  s.notes_offset = 16 * (launch.stages + weight_buffers);
+  s.steps_offset = s.notes_offset + kTileWgmmaThreads / 32 * kTileWgmmaNoteBytes;
+  // Lanes that have no step read on past the last.
+  s.weight_offset = (s.steps_offset + 4 * (steps + 2 * kTileWgmmaGroupSteps) + 127) / 128 * 128;
+  s.planes_offset = s.weight_offset + weight_buffers * launch.weight_steps * kTileWgmmaStepBytes;
   s.rows_offset =
       s.planes_offset + static_cast<size_t>(launch.stages) * 2 * launch.chunk_steps * s.plane * 16;
   s.output_offset =
       s.rows_offset + launch.row_stages * tile_mma_row_bytes(s, launch.chunk_steps, element_size);
-  s.bytes = s.output_offset + static_cast<size_t>(4 * kTileWgmmaGroups) *
-                                  (s.output_bytes + kTileWgmmaFragmentPairs * kTileWgmmaPairBytes);
+  s.bytes = s.output_offset + static_cast<size_t>(4 * kTileWgmmaGroups) * s.output_bytes;
   if (s.bytes < s.rows_offset + kTileWgmmaOverread) s.bytes = s.rows_offset + kTileWgmmaOverread;
   return s;
 }

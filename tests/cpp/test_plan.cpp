@@ -193,22 +193,42 @@ void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const 
 void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, const DeviceLimits& device,
                       const std::string& context) {
   const convt::TileWgmmaConfig& config = convt::kTileWgmmaConfigs[launch.config];
-  const convt::TileMmaShared shared = convt::tile_wgmma_shared(launch, 2, p.output_channels_last);
+  const convt::TileWgmmaShared shared = convt::tile_wgmma_shared(launch, 2, p.output_channels_last);
   check_products(p, launch, device, shared, context);
   CHECK(device.has_wgmma && launch.splits == 1 && launch.grid <= device.sm_count, context);
-  CHECK(launch.channel_steps == launch.chunks * launch.chunk_steps && launch.chunk_steps % 2 == 0, context);
-  // The last pixel's number is one of the tile's, and every segment is a run of a plane.
+  CHECK(launch.channel_steps == launch.chunks * launch.chunk_steps && launch.packs_blocks, context);
+  // The last pixel's number is one of the tile's, and two pixels that are stored together lie in one row.
+  const bool by_tiles = launch.division == convt::TileWgmmaDivision::kTiles;
+  const bool by_pixels = launch.division == convt::TileWgmmaDivision::kPixels;
   const int last =
       (launch.images - 1) * shared.image_numbers + (launch.rows - 1) * shared.row_numbers + launch.cols;
-  CHECK(last <= config.pixels() && shared.plane < 1 << 14, context);
-  CHECK(launch.flat_numbers || launch.cols % convt::kTileWgmmaSegment == 0, context);
+  CHECK(last <= config.pixels * (by_pixels ? convt::kTileWgmmaGroups : 1), context);
+  CHECK(shared.plane < 1 << 14 && shared.plane >= launch.images * shared.image_pixels, context);
   CHECK(shared.image_numbers % shared.row_numbers == 0, context);
+  CHECK(launch.flat_rows || shared.row_numbers % 2 == 0, context);
+  // What products read past the planes is the block's.
+  const size_t planes_end =
+      shared.planes_offset + size_t{16} * launch.stages * 2 * launch.chunk_steps * shared.plane;
+  CHECK(planes_end + convt::kTileWgmmaOverread <= shared.bytes, context);
   CHECK(launch.couts() * launch.taps_w.set_size == convt::kTileWgmmaRows && launch.taps_h.set_size == 1,
         context);
   CHECK(launch.phases_in_halves == (launch.taps_w.set_size == 2), context);
+  // A block of 16 rows holds both phases: neither may multiply an input that only the other sees.
+  for (int i = 0; launch.phases_in_halves && i < launch.taps_w.begin[launch.taps_w.sets]; ++i)
+    CHECK(launch.taps_w.phases[i] == 3, context);
   CHECK(launch.stages >= 2 && launch.row_stages >= (launch.input_channels_last ? 0 : 2), context);
-  // One warpgroup must see each turn of the ring.
-  CHECK(!launch.separate_tiles || launch.chunks < launch.stages, context);
+  // A warpgroup must see each turn of the ring, and keep no tile that the other waits for.
+  CHECK(!by_tiles || launch.chunks < launch.stages, context);
+  if (launch.keeps_weight) {
+    // All of it, for every piece of work.
+    const int offsets = launch.taps_h.begin[launch.taps_h.sets] * launch.taps_w.begin[launch.taps_w.sets];
+    CHECK(launch.tiles_m == 1 && launch.groups == 1, context);
+    CHECK(launch.weight_steps == offsets * launch.cout_tiles * launch.channel_steps, context);
+    CHECK(launch.weight_streams() == 1 && (by_tiles || by_pixels), context);
+  } else {
+    // One buffer is multiplied, one waits for its products: at least one more is filled meanwhile.
+    CHECK(launch.weight_stages >= 3 && launch.weight_steps == convt::kTileWgmmaGroupSteps, context);
+  }
 }
 
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,

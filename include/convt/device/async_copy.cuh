@@ -3,6 +3,8 @@
 
 namespace convt {
 
+inline constexpr int kLeastCopyBytes = 4;
+
 // Starts a copy of kBytes (4, 8 or 16) to shared memory; where `valid` is false, zeros are written and
 // `source` is not read.
 template <int kBytes>

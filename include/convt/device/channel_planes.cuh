@@ -25,14 +25,15 @@ namespace tile_mma {
 template <typename T>
 inline constexpr int kChannelVector = 16 / static_cast<int>(sizeof(T));
 
-// Word i of 16 bytes.
+// Word i of 16 or 8 bytes.
 __device__ inline unsigned word(const uint4& x, int i) {
   return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
 }
+__device__ inline unsigned word(const uint2& x, int i) { return i == 0 ? x.x : x.y; }
 
-// The channels of pixel i, from 16 bytes of pixels of each channel.
-template <typename T>
-__device__ inline uint4 vector_of_pixel(const uint4 (&x)[kChannelVector<T>], int i) {
+// The channels of pixel i, from 16 or 8 bytes of pixels of each channel.
+template <typename T, typename Pixels>
+__device__ inline uint4 vector_of_pixel(const Pixels (&x)[kChannelVector<T>], int i) {
   if constexpr (sizeof(T) == 4) {
     return make_uint4(word(x[0], i), word(x[1], i), word(x[2], i), word(x[3], i));
   } else {
@@ -47,7 +48,7 @@ __device__ inline uint4 vector_of_pixel(const uint4 (&x)[kChannelVector<T>], int
 // Copies an element or more to shared memory, zeros where `valid` is false.
 template <typename T, int kBytes>
 __device__ inline void stage_piece(unsigned destination, const T* source, bool valid) {
-  if constexpr (kBytes >= 4) {
+  if constexpr (kBytes >= kLeastCopyBytes) {
     copy_async<kBytes>(destination, source, valid);
   } else {
     const unsigned short bits = valid ? *reinterpret_cast<const unsigned short*>(source) : 0;
@@ -82,8 +83,8 @@ __device__ inline void stage_rows(const Params<T>& p, const Tile& tile, const T*
     const T* source = group_input + n * p.input_stride.n + h * p.input_stride.h + w +
                       (channel + first_channel) * p.input_stride.c;
     const unsigned destination =
-        shared_address(rows) + (by_image.quotient * p.shared.image_pixels +
-                                by_image.remainder * p.shared.input_cols + by_row.remainder * kPixels) *
+        shared_address(rows) + (by_image.quotient * p.shared.staged_image +
+                                by_image.remainder * p.shared.staged_cols + by_row.remainder * kPixels) *
                                    kSize;
     const int end = exists ? existing : 0;
     int c = first_channel;

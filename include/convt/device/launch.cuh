@@ -32,4 +32,35 @@ cudaError_t allow_shared_memory(Kernel* kernel, size_t limit) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
 }
 
+// A kernel that was launched by launch_early may begin once every block of the kernel before it in the stream
+// has called release_next_kernel or ended. What that kernel writes may be read after
+// wait_for_previous_kernel; kernels before it have ended. Before compute capability 9.0 both do nothing.
+__device__ inline void release_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+template <typename P>
+cudaError_t launch_early(void (*kernel)(P), int64_t grid, int threads, size_t shared_bytes,
+                         cudaStream_t stream, const P& params) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
 }  // namespace convt

@@ -296,7 +296,7 @@ __device__ inline void write_pixels(const Params<T>& p, const Tile& tile, const 
           T* destination = group_output + segment.image * p.output_stride.n + h * p.output_stride.h +
                            w * p.output_stride.w + cout;
           const T* source = line + cout;
-#pragma unroll 4
+#pragma unroll 2
           for (int pixel = first_pixel; pixel < segment.length; pixel += pixel_step) {
             if (w >= 0 && w < p.output_w) copy_piece<kBytes>(destination, source);
             w += step_w;

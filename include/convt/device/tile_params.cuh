@@ -205,7 +205,7 @@ void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launc
   p.load_bytes = common_power_of_two(launch.load_vector * kSize, reinterpret_cast<intptr_t>(problem.input));
   const int vector = launch.input_channels_last ? 1 : p.load_bytes / kSize;
   p.image_rows = launch.flat_rows ? 1 : p.shared.input_rows;
-  p.row_vectors = (launch.flat_rows ? p.shared.image_pixels : p.shared.input_cols) / vector;
+  p.row_vectors = p.shared.staged_cols / vector;
   const int tile_vectors = launch.images * p.image_rows * p.row_vectors;
   p.tile_vectors = tile_vectors;
   p.channel_sharers = std::max(1, stagers / tile_vectors);

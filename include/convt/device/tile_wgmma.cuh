@@ -1,16 +1,17 @@
 // tile_wgmma: the products of tile_mma on Hopper's warpgroup instructions (wgmma, compute capability 9.0a).
 //
-// Tiles, phases, planes, packed weight and stores are those of tile_mma (convt/device/tile_mma.cuh); what
-// differs is who does what. A thread block stays on its SM and has three warpgroups:
+// Tiles, phases, planes and stores are those of tile_mma (convt/device/tile_mma.cuh); what differs is who
+// does what. The tensor cores read both operands from shared memory, where a tap is an address offset of the
+// planes. A thread block stays on its SM; its warps have three tasks:
 //
-//   the first    stages input, chunk after chunk, into a ring of plane buffers: NHWC by asynchronous copies,
-//                NCHW by asynchronous copies of rows that it then turns into planes
-//   two others   multiply: each lane copies its A fragments of the packed weight to its own corner of shared
-//                memory three pairs of channel steps ahead, and reads them back into registers; B is read
-//                from the planes by the tensor cores, where a tap is an address offset. A warpgroup's 64 x
-//                256 or 128 x 128 sums stay in its registers; it stores them while the other multiplies.
+//   6 stage input     chunk after chunk, into a ring of plane buffers: NHWC by asynchronous copies, NCHW by
+//                     asynchronous copies of rows that they then turn into planes
+//   2 load the weight either once, where all of it fits, or four channel steps at a time into a ring of
+//                     buffers, by bulk copies
+//   8 multiply        as two warpgroups: 64 x 256 or 128 x 128 sums stay in the registers of each; it stores
+//                     them while the other multiplies
 //
-// The two take different rows of the same tile, or different tiles.
+// The two take different tiles, or different rows or pixels of the same tile.
 #pragma once
 
 #include <cstring>
@@ -29,48 +30,64 @@ namespace tile_wgmma {
 
 using namespace tile_mma;  // NOLINT: its pieces, and the same names for the same things
 
-inline constexpr int kRows = kTileWgmmaRows, kGroups = kTileWgmmaGroups;
-inline constexpr int kSegment = kTileWgmmaSegment, kSlice = kTileWgmmaSlice;
-inline constexpr int kStagers = 128;  // threads
-inline constexpr int kStagerRegisters = 56, kMultiplierRegisters = 224;
-inline constexpr int kStepFragments = kRows / 16 * 32;  // of A, in one channel step of a row tile
-inline constexpr int kPairBytes = kTileWgmmaPairBytes, kFragmentPairs = kTileWgmmaFragmentPairs;
-inline constexpr int kLinePitch = kTileWgmmaLinePitch;
+inline constexpr int kRows = kTileWgmmaRows, kGroups = kTileWgmmaGroups, kSlice = kTileWgmmaSlice;
+inline constexpr int kStagers = kTileWgmmaStagers;                  // threads
+inline constexpr int kHelpers = kStagers + 32 * kTileWgmmaLoaders;  // that do not multiply
+inline constexpr int kHelperRegisters = 56, kMultiplierRegisters = 200;
+inline constexpr int kStepBytes = kTileWgmmaStepBytes, kGroupSteps = kTileWgmmaGroupSteps;
+
+static_assert(kSlice == kWgmmaSumColumns);
 
 template <typename T>
 struct WgmmaParams : Params<T> {
-  int stages, row_stages;
-  int chunk_bytes, row_bytes;  // of one buffer of planes, of rows
-  unsigned barriers_offset;
-  unsigned row_tile_stride, chunk_stride;  // of the packed weight, in fragments
-  int fragments_offset;                    // from the lines
-  int numbered_rows;                       // of an image of the tile
+  TileWgmmaDivision division;
+  int stages, row_stages, weight_stages;
+  int grid;                                  // thread blocks
+  int chunk_bytes, row_bytes, weight_bytes;  // of one buffer of planes, of rows, of the weight
+  unsigned notes_offset, steps_offset, weight_offset;
+  int64_t row_tile_stride, chunk_stride;  // of the packed weight, in bytes
+  Divisor<int> staged_vectors;            // of a row
+  int staged_exact;                       // columns of a row that are turned
+  int turned_pitch;                       // pixels from a turned row to the next
+  int numbered_rows;                      // of an image of the tile
   // Elements of the output: a pixel on, from a numbered row to the next, and past an image's rows.
   int pixel_step, row_step;
   int64_t image_step;
-  bool separate_tiles, phases_in_halves, keeps_planes;
-  bool stores_whole;   // whole tiles without checks
-  int second_segment;  // from the first, in pixels of a plane
+  bool phases_in_halves, keeps_planes, keeps_weight;
+  bool stores_pieces;  // of lines that are aligned
+  Divisor<int> stride_h, stride_w;
+
+  __device__ bool divides(TileWgmmaDivision by) const { return division == by; }
 };
 
 template <int kIndex, bool kLast>
 struct Config {
   static constexpr bool kChannelsLast = kLast;  // of the output
   static constexpr int kRowTiles = kTileWgmmaConfigs[kIndex].row_tiles;
-  static constexpr int kSegments = kTileWgmmaConfigs[kIndex].segments;
+  static constexpr int kPixels = kTileWgmmaConfigs[kIndex].pixels;
   // Of NCHW, two row tiles hold the phases along W of the same output channels and are stored together.
   static constexpr int kJoined = kLast ? 1 : kRowTiles;
-  static constexpr int kSlices = kSegments * kSegment / kSlice;
+  static constexpr int kSlices = kPixels / kSlice;
 };
 
-// The same value, but computed from it is computed anew: sums take most registers, and what a work, a round
-// and a chunk need is cheaper to find again than to keep.
+template <typename Config>
+using UnitSums = WgmmaSums[Config::kSlices][Config::kRowTiles];
+
+// The same value, but computed from it is computed anew: sums take most registers, and what is needed rarely
+// is cheaper to find again than to keep.
 __device__ inline int afresh(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// A place in the ring of buffers: both sides walk it in the same order.
+// A lane's value, of which the compiler then knows that all lanes of the warp have it: descriptors are read
+// from registers that a warp shares.
+template <typename Value>
+__device__ inline Value uniform(Value value, int lane = 0) {
+  return __shfl_sync(~0u, value, lane);
+}
+
+// A place in a ring of buffers: both sides walk it in the same order.
 struct RingPlace {
   int slot = 0, parity = 0;
 
@@ -83,31 +100,222 @@ struct RingPlace {
   }
 };
 
-struct Ring {
-  unsigned barriers;
-  int stages;
+// The block's shared memory. Its address is a constant, which takes no register where a pointer would.
+__device__ inline unsigned char* block_shared() {
+  extern __shared__ __align__(128) unsigned char shared[];
+  return shared;
+}
 
-  __device__ unsigned full(int slot) const { return barriers + 8 * slot; }
-  __device__ unsigned empty(int slot) const { return barriers + 8 * (stages + slot); }
+// The barriers of a ring of buffers.
+struct Ring {
+  int first, stages;  // of its buffers among those of all rings
+
+  __device__ unsigned full(int slot) const { return shared_address(block_shared()) + 8 * (2 * first + slot); }
+  __device__ unsigned empty(int slot) const { return full(stages + slot); }
 };
 
-// Rounds over the row tiles of a work, each with one unit of kRowTiles row tiles for each warpgroup that
-// takes part.
-template <typename Config, typename T>
-__device__ inline int rounds_of(const WgmmaParams<T>& p, const Tile& tile) {
-  const int units = (tile.end_row_tile - tile.first_row_tile + Config::kRowTiles - 1) / Config::kRowTiles;
-  return p.separate_tiles ? units : (units + kGroups - 1) / kGroups;
+template <typename T>
+__device__ inline Ring plane_ring(const WgmmaParams<T>& p) {
+  return {0, p.stages};
+}
+
+template <typename T>
+__device__ inline Ring weight_ring(const WgmmaParams<T>& p, int stream) {
+  return {p.stages + stream * p.weight_stages, p.weight_stages};
+}
+
+template <typename T>
+__device__ inline unsigned char* plane_buffer(const WgmmaParams<T>& p, int slot) {
+  return block_shared() + p.shared.planes_offset + slot * p.chunk_bytes;
+}
+
+template <typename T>
+__device__ inline unsigned char* row_buffer(const WgmmaParams<T>& p, int slot) {
+  return block_shared() + p.shared.rows_offset + slot * p.row_bytes;
+}
+
+template <typename T>
+__device__ inline unsigned char* output_lines(const WgmmaParams<T>& p, int thread) {
+  return block_shared() + p.shared.output_offset + (thread - kHelpers) / 32 * p.shared.output_bytes;
+}
+
+template <typename T>
+__device__ inline unsigned weight_buffer(const WgmmaParams<T>& p, int stream, int slot) {
+  return shared_address(block_shared()) + p.weight_offset +
+         (stream * p.weight_stages + slot) * p.weight_bytes;
+}
+
+// A warp's tile, kept in shared memory while registers are scarce.
+template <typename T>
+struct TileNote {
+  const WgmmaParams<T>& p;
+
+  __device__ unsigned address() const {
+    return shared_address(block_shared()) + p.notes_offset +
+           afresh(static_cast<int>(threadIdx.x)) / 32 * kTileWgmmaNoteBytes;
+  }
+
+  __device__ void write(const Tile& tile) const {
+    const unsigned at = address();
+    __syncwarp();
+    asm volatile("st.shared.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(tile.group), "r"(tile.image),
+                 "r"(tile.grid_h), "r"(tile.grid_w)
+                 : "memory");
+    asm volatile("st.shared.v2.s32 [%0], {%1, %2};" ::"r"(at + 16), "r"(tile.first_row_tile),
+                 "r"(tile.end_row_tile)
+                 : "memory");
+    __syncwarp();
+  }
+
+  // Four more values, put aside and brought back.
+  __device__ void put_aside(int place, int a, int b, int c, int d) const {
+    __syncwarp();
+    asm volatile("st.shared.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(address() + 32 + 16 * place), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
+                 : "memory");
+    __syncwarp();
+  }
+
+  __device__ void bring_back(int place, int& a, int& b, int& c, int& d) const {
+    const uint4 values = load_words(address() + 32 + 16 * place);
+    a = static_cast<int>(values.x);
+    b = static_cast<int>(values.y);
+    c = static_cast<int>(values.z);
+    d = static_cast<int>(values.w);
+  }
+
+  __device__ Tile read() const {
+    const unsigned at = address();
+    const uint4 place = load_words(at), rows = load_words(at + 16);
+    Tile tile;
+    tile.group = static_cast<int>(place.x);
+    tile.image = static_cast<int>(place.y);
+    tile.grid_h = static_cast<int>(place.z);
+    tile.grid_w = static_cast<int>(place.w);
+    tile.first_row_tile = static_cast<int>(rows.x);
+    tile.end_row_tile = static_cast<int>(rows.y);
+    return tile;
+  }
+};
+
+// Works that one of the warpgroups takes, and those of their row tiles that it multiplies: unit after unit of
+// kRowTiles row tiles.
+template <typename Config>
+struct Schedule {
+  template <typename T>
+  __device__ static int first_work(const WgmmaParams<T>& p, int warpgroup) {
+    return static_cast<int>(blockIdx.x) + (p.divides(TileWgmmaDivision::kTiles) ? warpgroup * p.grid : 0);
+  }
+
+  template <typename T>
+  __device__ static int work_step(const WgmmaParams<T>& p) {
+    return p.grid * (p.divides(TileWgmmaDivision::kTiles) ? kGroups : 1);
+  }
+
+  // Both warpgroups go through the same number of rounds.
+  template <typename T>
+  __device__ static int rounds(const WgmmaParams<T>& p, const Tile& tile) {
+    const int units = (tile.end_row_tile - tile.first_row_tile + Config::kRowTiles - 1) / Config::kRowTiles;
+    return p.divides(TileWgmmaDivision::kRowTiles) ? (units + kGroups - 1) / kGroups : units;
+  }
+
+  // The first row tile of a round; in the last round there may be none.
+  template <typename T>
+  __device__ static int row_tile(const WgmmaParams<T>& p, const Tile& tile, int round, int warpgroup) {
+    const int unit = p.divides(TileWgmmaDivision::kRowTiles) ? round * kGroups + warpgroup : round;
+    return tile.first_row_tile + unit * Config::kRowTiles;
+  }
+};
+
+// The channel steps of a row tile in one chunk, 0 if the row tile does not exist, and the place of their
+// entries in the table.
+struct TileSteps {
+  int count = 0, first = 0;
+
+  template <typename T>
+  __device__ TileSteps(const WgmmaParams<T>& p, int end_row_tile, int number) {
+    if (number >= end_row_tile) return;
+    const RowTile<T> row_tile(p, number);
+    count = p.taps_h.offsets(row_tile.set_h) * p.taps_w.offsets(row_tile.set_w) * p.chunk_steps;
+    first = first_offset(p, row_tile.set_h, row_tile.set_w) * p.chunk_steps;
+  }
+};
+
+// ---------------------------------------------------------------- weight
+
+// Copies the whole weight, in the order of a work's products, without the gaps of the packed weight.
+template <typename T, typename Config>
+__device__ inline void load_whole_weight(const WgmmaParams<T>& p) {
+  const Ring ring = weight_ring(p, 0);
+  unsigned weight = weight_buffer(p, 0, 0);
+  const unsigned char* const packed = reinterpret_cast<const unsigned char*>(p.packed_weight);
+  arrive_and_expect(ring.full(0), p.weight_bytes);
+  for (int first = 0; first < p.row_tiles; first += Config::kRowTiles) {
+    for (int chunk = 0; chunk < p.chunks; ++chunk) {
+      for (int number = first; number < min(first + Config::kRowTiles, p.row_tiles); ++number) {
+        const int bytes = TileSteps(p, p.row_tiles, number).count * kStepBytes;
+        if (bytes == 0) continue;
+        copy_bulk(weight, packed + number * p.row_tile_stride + chunk * p.chunk_stride, bytes, ring.full(0));
+        weight += bytes;
+      }
+    }
+  }
+}
+
+// Copies what warpgroup `warpgroup` multiplies, in its order.
+template <typename T, typename Config>
+__device__ inline void load_weight(const WgmmaParams<T>& p, int warpgroup) {
+  const Ring ring = weight_ring(p, warpgroup);
+  const unsigned char* const packed = reinterpret_cast<const unsigned char*>(p.packed_weight);
+  RingPlace place;
+  for (int work = Schedule<Config>::first_work(p, warpgroup); work < p.works;
+       work += Schedule<Config>::work_step(p)) {
+    const Tile tile = locate_tile(p, work);
+    const int rounds = Schedule<Config>::rounds(p, tile);
+    for (int round = 0; round < rounds; ++round) {
+      const int number = Schedule<Config>::row_tile(p, tile, round, warpgroup);
+      int counts[Config::kRowTiles];
+#pragma unroll
+      for (int block = 0; block < Config::kRowTiles; ++block)
+        counts[block] = TileSteps(p, tile.end_row_tile, number + block).count;
+      const unsigned char* const unit =
+          packed + (static_cast<int64_t>(tile.group) * p.row_tiles + number) * p.row_tile_stride;
+      for (int chunk = 0; chunk < p.chunks; ++chunk) {
+#pragma unroll
+        for (int block = 0; block < Config::kRowTiles; ++block) {
+          const unsigned char* source = unit + block * p.row_tile_stride + chunk * p.chunk_stride;
+          for (int left = counts[block]; left > 0; left -= kGroupSteps) {
+            const int bytes = min(left, kGroupSteps) * kStepBytes;
+            wait(ring.empty(place.slot), place.parity ^ 1);
+            arrive_and_expect(ring.full(place.slot), bytes);
+            copy_bulk(weight_buffer(p, warpgroup, place.slot), source, bytes, ring.full(place.slot));
+            source += bytes;
+            place.advance(1, p.weight_stages);
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------- input
+
+// The first staged column is a multiple of the copies' width: so many lie before a tile's first.
+template <typename T>
+__device__ inline int columns_before(const WgmmaParams<T>& p, const Tile& tile) {
+  if (p.input_channels_last || p.flat_rows) return 0;
+  return (tile.grid_w + p.taps_w.least_offset) & (p.load_bytes / static_cast<int>(sizeof(T)) - 1);
 }
 
 // The chunks that are staged for a block, in their order.
 template <typename T, typename Config>
 struct Staging {
   const WgmmaParams<T>& p;
-  int work;
-  Tile tile;
-  int rounds = 0, round = 0, chunk = 0;
+  TileNote<T> note;
+  int work, round = 0, chunk = 0;
 
-  __device__ explicit Staging(const WgmmaParams<T>& params) : p(params), work(static_cast<int>(blockIdx.x)) {
+  __device__ explicit Staging(const WgmmaParams<T>& params)
+      : p(params), note{params}, work(static_cast<int>(blockIdx.x)) {
     open();
   }
 
@@ -115,22 +323,21 @@ struct Staging {
 
   // Starts to copy the next chunk to `stage`.
   __device__ void copy(unsigned char* stage) {
+    const Tile tile = note.read();
     const T* const group_input =
         p.input + static_cast<int64_t>(tile.group) * p.cin_per_group * p.input_stride.c;
     stage_input<T, kStagers>(p, tile, group_input, chunk * p.chunk_steps * 2 * kChannelVector<T>, stage);
     if (++chunk < p.chunks) return;
     chunk = 0;
-    if (++round < rounds) return;
+    if (!p.keeps_planes && ++round < Schedule<Config>::rounds(p, note.read())) return;
     round = 0;
-    work += static_cast<int>(gridDim.x);
+    work += p.grid;
     open();
   }
 
  private:
   __device__ void open() {
-    if (done()) return;
-    tile = locate_tile(p, work);
-    rounds = p.keeps_planes ? 1 : rounds_of<Config>(p, tile);
+    if (!done()) note.write(locate_tile(p, work));
   }
 };
 
@@ -141,180 +348,160 @@ __device__ inline void announce(unsigned barrier) {
 }
 
 template <typename T, typename Config>
-__device__ inline void stage_pixel_chunks(const WgmmaParams<T>& p, const Ring& ring, unsigned char* planes) {
+__device__ inline void stage_pixel_chunks(const WgmmaParams<T>& p) {
   Staging<T, Config> staging(p);
-  const int ahead = min(p.stages - 1, 2);  // chunks whose copies may be under way
-  RingPlace place, landed;
-  int started = 0;
-  for (; !staging.done(); ++started) {
+  const Ring ring = plane_ring(p);
+  RingPlace place;
+  while (!staging.done()) {
     wait(ring.empty(place.slot), place.parity ^ 1);
-    staging.copy(planes + place.slot * p.chunk_bytes);
-    commit_copies();
-    place.advance(1, p.stages);
-    if (started >= ahead) {
-      if (ahead == 1) {
-        wait_for_copies_but<1>();
-      } else {
-        wait_for_copies_but<2>();
-      }
-      announce(ring.full(landed.slot));
-      landed.advance(1, p.stages);
+    staging.copy(plane_buffer(p, place.slot));
+    if (p.load_bytes >= kLeastCopyBytes) {
+      arrive_after_copies(ring.full(place.slot));
+    } else {
+      announce(ring.full(place.slot));
     }
+    place.advance(1, p.stages);
   }
-  wait_for_copies();
-  for (int i = min(started, ahead); i > 0; --i) {
-    announce(ring.full(landed.slot));
-    landed.advance(1, p.stages);
+}
+
+// Turns staged rows into planes, without the columns before the tile's first and past its last. Neighbouring
+// threads take neighbouring planes.
+template <typename T>
+__device__ inline void turn_exact_rows(const WgmmaParams<T>& p, int before, const unsigned char* rows,
+                                       unsigned char* planes) {
+  constexpr int kChannels = kChannelVector<T>;
+  constexpr int kPixels = 4;  // in 8 bytes of a row: twice as many would take too many registers
+  const int units = p.planes * (p.shared.row_pitch / kPixels);
+#pragma unroll 1
+  for (int index = threadIdx.x; index < units; index += kStagers) {
+    const auto by_plane = p.planes.divide(index);
+    const auto by_row = p.staged_vectors.divide(by_plane.quotient);
+    const T* const source = reinterpret_cast<const T*>(rows) +
+                            by_plane.remainder * (kChannels * p.shared.row_pitch + p.shared.row_padding) +
+                            by_plane.quotient * kPixels;
+    uint2 x[kChannels];
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c)
+      x[c] = *reinterpret_cast<const uint2*>(source + c * p.shared.row_pitch);
+    const int col = by_row.remainder * kPixels - before;
+    uint4* const destination = reinterpret_cast<uint4*>(planes) + by_plane.remainder * p.shared.plane +
+                               by_row.quotient * p.turned_pitch + col;
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      if (static_cast<unsigned>(col + i) < static_cast<unsigned>(p.staged_exact)) {
+        destination[i] = vector_of_pixel<T>(x, i);
+      }
+    }
   }
 }
 
 template <typename T, typename Config>
-__device__ inline void stage_row_chunks(const WgmmaParams<T>& p, const Ring& ring, unsigned char* planes,
-                                        unsigned char* rows) {
+__device__ inline void stage_row_chunks(const WgmmaParams<T>& p) {
   Staging<T, Config> staging(p);
-  const int ahead = p.row_stages - 1;
-  RingPlace place, copied, turned;
-  int left = 0;
-  const auto copy = [&] {
+  const Ring ring = plane_ring(p);
+  RingPlace place;
+  int copied = 0;       // slot of the rows that are copied next
+  int left = 0;         // chunks that are copied and not turned
+  unsigned before = 0;  // columns before the tile's first, of each of them: 4 bits
+  for (int turn = 1 - p.row_stages; turn < 0 || left > 0; ++turn) {
+    if (turn >= 0) {
+      if (p.row_stages == 2) {
+        wait_for_copies_but<0>();
+      } else {
+        wait_for_copies_but<1>();
+      }
+      // All rows are here, and all stagers have turned the chunk before.
+      sync_threads<kStagers>(1);
+    }
     if (!staging.done()) {
-      staging.copy(rows + copied.slot * p.row_bytes);
-      copied.advance(1, p.row_stages);
+      before |= static_cast<unsigned>(columns_before(p, staging.note.read())) << 4 * left;
+      staging.copy(row_buffer(p, copied));
+      if (++copied == p.row_stages) copied = 0;
       ++left;
     }
     commit_copies();  // also without copies: groups are counted
-  };
-  for (int i = 0; i < ahead; ++i) copy();
-  for (; left > 0; --left) {
-    if (ahead == 1) {
-      wait_for_copies_but<0>();
-    } else {
-      wait_for_copies_but<1>();
-    }
-    // All rows are here, and all stagers have turned the chunk before.
-    sync_threads<1, kStagers>();
-    copy();
+    if (turn < 0) continue;
     wait(ring.empty(place.slot), place.parity ^ 1);
-    turn_rows<T, kStagers>(p, rows + turned.slot * p.row_bytes, planes + place.slot * p.chunk_bytes);
+    const int turned = copied - left + (copied < left ? p.row_stages : 0);
+    turn_exact_rows(p, static_cast<int>(before & 15), row_buffer(p, turned), plane_buffer(p, place.slot));
     announce(ring.full(place.slot));
     place.advance(1, p.stages);
-    turned.advance(1, p.row_stages);
+    before >>= 4;
+    --left;
   }
 }
 
-// A row tile of the unit that a warpgroup multiplies.
-struct UnitTile {
-  int pairs = 0;     // of channel steps, in a chunk
-  unsigned offsets;  // where those of its phase set begin in shared memory
+// ---------------------------------------------------------------- products
+
+// A warpgroup's weight: groups of channel steps in the order of its loader.
+template <typename T>
+struct WeightReader {
+  int warpgroup;
+  RingPlace place;  // of the next group; its slot counts steps where the whole weight is kept
+
+  __device__ WeightReader(const WgmmaParams<T>& p, int reader) : warpgroup(reader) {
+    if (p.keeps_weight) wait(weight_ring(p, 0).full(0), 0);
+  }
+
+  __device__ int stream(const WgmmaParams<T>& p) const {
+    return p.keeps_weight || p.divides(TileWgmmaDivision::kPixels) ? 0 : warpgroup;
+  }
+
+  // Begins a work.
+  __device__ void open(const WgmmaParams<T>& p) {
+    if (p.keeps_weight) place.slot = 0;
+  }
+
+  // Waits for the next group of `steps` steps; returns the descriptor of its first.
+  __device__ unsigned next(const WgmmaParams<T>& p, int steps) {
+    unsigned address;
+    if (p.keeps_weight) {
+      address = weight_buffer(p, 0, 0) + place.slot * kStepBytes;
+      place.slot += steps;
+    } else {
+      address = weight_buffer(p, stream(p), place.slot);
+      wait(weight_ring(p, stream(p)).full(place.slot), place.parity);
+      place.advance(1, p.weight_stages);
+    }
+    return wgmma_descriptor(address, kRows);
+  }
+};
+
+// Starts the products of kSteps channel steps. `a` and `planes` are descriptors, of the first step's weight
+// and of the chunk's planes; `entry` is the place of the entry in the table of step lane % kSteps.
+template <int kSteps, typename T, typename Config>
+__device__ inline void multiply_steps(UnitSums<Config>& sums, int block, unsigned a, unsigned planes,
+                                      unsigned entry, int adds) {
+  const unsigned places = planes + load_word(entry);
+  unsigned b[kSteps];
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) b[i] = uniform(places, i);
+  a = uniform(a);
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+    for (int s = 0; s < Config::kSlices; s += 2) {
+      wgmma<T>(sums[s][block], sums[s + 1][block], a + i * (kStepBytes / 16), b[i] + s * kSlice,
+               i == 0 ? adds : 1);
+    }
+  }
+  wgmma_commit();
+}
+
+// Buffers whose products are under way: they are given back once those are finished.
+struct InUse {
+  int weight = -1, planes = -1;  // slots
 
   template <typename T>
-  __device__ UnitTile(const WgmmaParams<T>& p, const Tile& tile, int number, unsigned table)
-      : offsets(table) {
-    if (number >= tile.end_row_tile) return;
-    const RowTile<T> row_tile(p, number);
-    pairs = p.taps_h.offsets(row_tile.set_h) * p.taps_w.offsets(row_tile.set_w) * (p.chunk_steps / 2);
-    offsets = table + 4 * first_offset(p, row_tile.set_h, row_tile.set_w);
+  __device__ void give_back(const WgmmaParams<T>& p, int stream) {
+    if (threadIdx.x % 32 == 0) {
+      if (weight >= 0) arrive(weight_ring(p, stream).empty(weight));
+      if (planes >= 0) arrive(plane_ring(p).empty(planes));
+    }
+    weight = planes = -1;
   }
 };
-
-__device__ inline void copy_fragment(unsigned destination, const FragmentA* source) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(destination), "l"(source));
-}
-
-// The A fragments of a warp's rows, in the order in which a unit of row tiles uses them: chunk by chunk, in
-// each row tile by row tile. Each lane copies its own to its own place in shared memory, kAhead pairs of
-// channel steps ahead, and reads them back: no other thread is concerned.
-template <typename T, typename Config>
-struct Fragments {
-  static constexpr int kAhead = kFragmentPairs - 1;
-
-  unsigned source = 0;  // the next pair's, in the packed weight
-  unsigned begin = 0;   // the unit's first
-  int left = 0;         // pairs of the row tile's chunk
-  int turn = 0;         // row tiles of all chunks whose pairs have been copied, and this one
-  int first_pairs = 0, second_pairs = 0;  // of one chunk of each row tile
-  unsigned place = 0;                     // of the lane's fragments in the ring
-
-  // Begins the unit whose first row tile is `number` of a work.
-  __device__ void open(const WgmmaParams<T>& p, const Tile& tile, int number) {
-    first_pairs = UnitTile(p, tile, number, 0).pairs;
-    if constexpr (Config::kRowTiles == 2) second_pairs = UnitTile(p, tile, number + 1, 0).pairs;
-    begin = (tile.group * p.row_tiles + number) * p.row_tile_stride + threadIdx.x % 128;
-    turn = -1;
-    left = 0;
-    seek(p);
-  }
-
-  // Starts to copy the next pair, if there is one, to `slot`, bytes from the ring's begin.
-  __device__ void copy(const WgmmaParams<T>& p, unsigned slot) {
-    if (left > 0) {
-      const FragmentA* const from = p.packed_weight + source;
-      copy_fragment(place + slot, from);
-      copy_fragment(place + slot + 512, from + kStepFragments);
-      source += 2 * kStepFragments;
-      if (--left == 0) seek(p);
-    }
-    commit_copies();
-  }
-
- private:
-  // Finds the next row tile with taps, in this chunk or the next; none is left once all chunks have passed.
-  __device__ void seek(const WgmmaParams<T>& p) {
-    while (left == 0) {
-      if (++turn == p.chunks * Config::kRowTiles) return;
-      const int block = turn % Config::kRowTiles;
-      left = block == 0 ? first_pairs : second_pairs;
-      source = begin + block * p.row_tile_stride + turn / Config::kRowTiles * p.chunk_stride;
-    }
-  }
-};
-
-// Adds the products of a chunk to a row tile's sums. `planes` is where the chunk's planes begin, in 16 bytes;
-// `slot` the place of its first fragments in the ring.
-template <typename T, typename Config>
-__device__ inline void multiply_chunk(const WgmmaParams<T>& p, const UnitTile& unit, unsigned sizes_address,
-                                      unsigned planes, int block, Fragments<T, Config>& fragments,
-                                      unsigned& slot, WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) {
-  constexpr int kBuffers = 2;
-  // From shared memory, so that they stay in registers: parameters would be read each time, and late.
-  const FragmentA sizes = load_fragment(sizes_address);
-  const unsigned step_size = sizes.x, second_segment = sizes.y;
-  const int pairs_per_offset = static_cast<int>(sizes.z);
-  unsigned offsets = unit.offsets;
-  unsigned place = planes + load_word(offsets);
-  int left = pairs_per_offset;
-  FragmentA a[kBuffers][2];
-  for (int first = 0; first < unit.pairs; first += kBuffers) {
-#pragma unroll
-    for (int i = 0; i < kBuffers; ++i) {
-      if (first + i < unit.pairs) {
-        wait_for_copies_but<Fragments<T, Config>::kAhead - 1>();
-#pragma unroll
-        for (int step = 0; step < 2; ++step) a[i][step] = load_fragment(fragments.place + slot + step * 512);
-        wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < 2; ++step) {
-#pragma unroll
-          for (int s = 0; s < Config::kSegments; ++s) {
-            wgmma<T>(sums[2 * s][block], sums[2 * s + 1][block], a[i][step],
-                     place + step * step_size + (s == 0 ? 0 : second_segment), kWgmmaDescriptorHigh);
-          }
-        }
-        wgmma_commit();
-        fragments.copy(p, (slot + Fragments<T, Config>::kAhead * kPairBytes) % (kFragmentPairs * kPairBytes));
-        slot = (slot + kPairBytes) % (kFragmentPairs * kPairBytes);
-        place += 2 * step_size;
-        if (--left == 0) {
-          left = pairs_per_offset;
-          offsets += 4;
-          place = planes + load_word(offsets);
-        }
-        // The fragments read next take the place of those before the last pair's.
-        wgmma_wait<kBuffers - 1>();
-      }
-    }
-  }
-  wgmma_wait<0>();
-}
 
 // The output channels of this lane's sums of a row tile.
 template <typename T>
@@ -354,7 +541,7 @@ struct Bias {
     }
   }
 
-  __device__ void add_to(WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) const {
+  __device__ void add_to(UnitSums<Config>& sums) const {
 #pragma unroll
     for (int block = 0; block < Config::kRowTiles; ++block) {
 #pragma unroll
@@ -370,160 +557,183 @@ struct Bias {
 };
 
 template <typename Config>
-__device__ inline void clear(WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) {
+__device__ inline void clear(UnitSums<Config>& sums, int block) {
 #pragma unroll
-  for (auto& segment : sums) {
+  for (int s = 0; s < Config::kSlices; ++s) {
 #pragma unroll
-    for (auto& part : segment) {
+    for (auto& c : sums[s][block]) c[0] = c[1] = c[2] = c[3] = 0.0f;
+  }
+}
+
+// Keeps the compiler from moving what uses the sums across this place.
+template <typename Config>
+__device__ inline void hold(UnitSums<Config>& sums) {
 #pragma unroll
-      for (auto& c : part) c[0] = c[1] = c[2] = c[3] = 0.0f;
+  for (auto& slice : sums) {
+#pragma unroll
+    for (auto& part : slice) {
+#pragma unroll
+      for (auto& c : part) asm volatile("" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])::"memory");
     }
   }
 }
 
-// Where a lane's pixels of a whole tile lie in the output, one after the other.
-struct Walk {
-  int col, row, image;
-  int64_t at;  // elements from the channel's first
+// ---------------------------------------------------------------- stores
 
+// Where a lane's pixels of a tile lie in the output, one after the other, and which of them exist.
+struct Walk {
+  int col, row;
+  int left;    // pixel numbers to the end of the images
+  int64_t at;  // elements from the channel's first
+  int first_col, cols, first_row, rows;
+
+  // Of phase `phase_h`, `phase_w`, from pixel `number` on.
   template <typename T>
   __device__ Walk(const WgmmaParams<T>& p, const Tile& tile, int phase_h, int phase_w, int number)
-      : col(0),
-        row(0),
-        image(0),
-        at(tile.image * p.output_stride.n +
-           (tile.grid_h * p.taps_h.stride + phase_h - p.taps_h.crop) * p.output_stride.h +
+      : at((tile.grid_h * p.taps_h.stride + phase_h - p.taps_h.crop) * p.output_stride.h +
            (tile.grid_w * p.taps_w.stride + phase_w - p.taps_w.crop) * p.output_stride.w) {
-    advance(p, number);
+    const Point point = point_of_pixel(p, number);
+    col = point.col;
+    row = point.row;
+    left = min(p.images, p.batch - tile.image) * p.image_numbers - number;
+    at += (tile.image + point.image) * p.output_stride.n + row * p.taps_h.stride * p.output_stride.h +
+          col * p.pixel_step;
+    limit(p.taps_h.crop - phase_h, p.stride_h, tile.grid_h, p.rows, p.output_h, first_row, rows);
+    limit(p.taps_w.crop - phase_w, p.stride_w, tile.grid_w, p.cols, p.output_w, first_col, cols);
+    if (phase_w >= p.stride_w) cols = 0;
   }
 
   template <typename T>
   __device__ void advance(const WgmmaParams<T>& p, int pixels) {
     col = afresh(col + pixels);
     at += pixels * p.pixel_step;
+    left -= pixels;
     while (col >= p.row_numbers) {
       col -= p.row_numbers;
       at += p.row_step;
       if (++row == p.numbered_rows) {
         row = 0;
-        ++image;
         at += p.image_step;
       }
     }
   }
 
-  template <typename T>
-  __device__ bool exists(const WgmmaParams<T>& p) const {
-    return col < p.cols && row < p.rows && image < p.images;
+  __device__ bool exists() const {
+    return static_cast<unsigned>(col - first_col) < static_cast<unsigned>(cols) &&
+           static_cast<unsigned>(row - first_row) < static_cast<unsigned>(rows) && left > 0;
+  }
+
+ private:
+  // Of the points from `grid` on, those whose output stride * q - before lies in [0, end).
+  __device__ static void limit(int before, const Divisor<int>& stride, int grid, int most, int end,
+                               int& first, int& count) {
+    first = before > 0 && grid == 0 ? 1 : 0;
+    count = max(0, min(most, stride.divide(end + before + stride - 1).quotient - grid) - first);
   }
 };
 
-// NCHW, two or four phases along W of a whole tile: stores from registers. A fragment's four lanes hold eight
-// neighbouring pixels of a row.
-template <int kPhases, typename T, typename Config>
-__device__ inline void store_whole_phases(const WgmmaParams<T>& p, const Tile& tile,
-                                          const RowTile<T>& row_tile, int block, int thread,
-                                          WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) {
-  const Rows<T> rows(p, row_tile, thread);
-  T* const channel =
-      p.output + (static_cast<int64_t>(tile.group) * p.cout_per_group + rows.cout[0]) * p.output_stride.c;
-  const int64_t second_channel = 8 * p.output_stride.c;
-  Walk walk(p, tile, row_tile.set_h, row_tile.set_w * p.taps_w.set_size, 2 * (thread % 4));
-  const auto store = [](T* place, const float (&x)[2 * kPhases]) {
-    unsigned words[kPhases];
-#pragma unroll
-    for (int i = 0; i < kPhases; ++i) words[i] = pack_pair<T>(x[2 * i], x[2 * i + 1]);
-    typename Piece<4 * kPhases>::type bits;
-    memcpy(&bits, words, sizeof(bits));
-    *reinterpret_cast<typename Piece<4 * kPhases>::type*>(place) = bits;
-  };
-#pragma unroll
-  for (int s = 0; s < Config::kSlices; ++s) {
-    if (s * kSlice >= p.images * p.image_numbers) return;
-#pragma unroll
-    for (int j = 0; j < kSlice / 8; ++j) {
-      const float (&c)[4] = sums[s][block][j];
-      T* const place = channel + walk.at;
-      if (walk.exists(p)) {
-        if constexpr (Config::kRowTiles == 2) {
-          const float (&d)[4] = sums[s][1][j];
-          if constexpr (kPhases == 4) {
-            store(place, {c[0], c[2], d[0], d[2], c[1], c[3], d[1], d[3]});
-          } else {
-            store(place, {c[0], d[0], c[1], d[1]});
-            store(place + second_channel, {c[2], d[2], c[3], d[3]});
-          }
-        }
-        if constexpr (kPhases == 2 && Config::kRowTiles == 1) {
-          store(place, {c[0], c[2], c[1], c[3]});
-        }
-      }
-      walk.advance(p, 8);
+// What a warp lays out at once: kBlocks blocks of 16 rows, 64 pixels.
+template <int kBlocks>
+struct Slice {
+  static constexpr int kBlocksM = kBlocks;
+  static constexpr int kBlocksN = kSlice / 8;
+  static constexpr int kWarpPixels = kSlice;
+};
+
+// NCHW: lays the sums of 64 pixels out in lines of kPhases phases.
+template <int kPhases, typename Config, typename T>
+__device__ inline void lay_rows(const WgmmaParams<T>& p, const Output<T>& out, int block,
+                                WgmmaSums (&sums)[Config::kRowTiles]) {
+  if constexpr (Config::kJoined == 2) {
+    auto& part = reinterpret_cast<Sums<Slice<2>>&>(sums);
+    if constexpr (kPhases == 4) {
+      lay_four_phases<Slice<2>>(p, out, part);
+    } else {
+      lay_two_phases<Slice<2>>(p, out, part);
+    }
+  } else {
+    auto& part = reinterpret_cast<Sums<Slice<1>>&>(sums[block]);
+    if constexpr (kPhases == 2) {
+      lay_halves<Slice<1>>(p, out, part);
+    } else {
+      lay_single_phase<Slice<1>>(p, out, part);
     }
   }
 }
 
-// NCHW, one phase along W of a whole tile whose segments lie each in a row: a warp lays a segment's rows out
-// in shared memory and stores one 128-byte piece of an output row at a time.
-template <typename T, typename Config>
-__device__ inline void store_whole_rows(const WgmmaParams<T>& p, const Tile& tile, const RowTile<T>& row_tile,
-                                        int block, int thread, unsigned char* lines,
-                                        WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) {
+// NCHW, all kPhases phases along W: a warp lays its rows out in shared memory, 64 pixels at a time, and
+// stores pieces of output rows, as wide as they are aligned.
+template <int kPhases, typename T, typename Config>
+__device__ inline void store_rows(const WgmmaParams<T>& p, const Tile& tile, int number, int block,
+                                  int first_pixel, UnitSums<Config>& sums) {
+  const RowTile<T> row_tile(p, number);
+  const int thread = afresh(static_cast<int>(threadIdx.x));
+  constexpr int kLines = 16 * Config::kJoined / kPhases;
   const int warp = thread / 32 % 4, lane = thread % 32;
-  constexpr int kPitch = kSlice + 8;  // elements: the lanes' stores meet different banks
-  T* const laid = reinterpret_cast<T*>(lines) + lane / 4 * kPitch + lane % 4 * 2;
-  const T* const line = reinterpret_cast<const T*>(lines) + lane * 2;
-  Walk walk(p, tile, row_tile.set_h, row_tile.set_w, 2 * lane);
-  T* const channel =
-      p.output + (static_cast<int64_t>(tile.group) * p.cout_per_group + row_tile.first_cout + 16 * warp) *
-                     p.output_stride.c;
+  const int piece_pixels = p.store_bytes / (static_cast<int>(sizeof(T)) * kPhases);  // 2, 4 or 8
+  const int log2_lanes = 7 - __ffs(piece_pixels);                                    // that store a line
+  const int first_line = lane >> log2_lanes, piece = lane & ((1 << log2_lanes) - 1);
+  const int lines = min(kLines, row_tile.couts - kLines * warp);
+  Output<T> out;
+  out.lines = reinterpret_cast<T*>(output_lines(p, thread));
+  out.log2_couts = kLines == 16 ? 4 : 3;
+  out.phases_h = 1;
+  out.lane = lane;
+  const T* const laid = out.lines + first_line * p.shared.output_pitch + piece * piece_pixels * kPhases;
+  Walk walk(p, tile, row_tile.set_h, row_tile.set_w * p.taps_w.set_size, first_pixel + piece * piece_pixels);
+  T* const channel = p.output + (static_cast<int64_t>(tile.group) * p.cout_per_group + row_tile.first_cout +
+                                 kLines * warp + first_line) *
+                                    p.output_stride.c;
 #pragma unroll
   for (int s = 0; s < Config::kSlices; ++s) {
-    if (s * kSlice >= p.images * p.image_numbers) return;
-    __syncwarp();  // what was laid out here before has been read
-#pragma unroll
-    for (int j = 0; j < kSlice / 8; ++j) {
-      const float (&c)[4] = sums[s][block][j];
-      *reinterpret_cast<unsigned*>(laid + 8 * j) = pack_pair<T>(c[0], c[1]);
-      *reinterpret_cast<unsigned*>(laid + 8 * kPitch + 8 * j) = pack_pair<T>(c[2], c[3]);
-    }
+    if (first_pixel + s * kSlice >= p.images * p.image_numbers || lines <= 0) return;
+    __syncwarp();  // what was laid out here before has been stored
+    lay_rows<kPhases, Config>(p, out, block, sums[s]);
     __syncwarp();
-    T* place = channel + walk.at;
-    const T* source = line;
-    const bool exists = walk.exists(p);
-#pragma unroll 1
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (exists)
-          *reinterpret_cast<unsigned*>(place) = *reinterpret_cast<const unsigned*>(source + k * kPitch);
-        place += p.output_stride.c;
-      }
-      source += 4 * kPitch;
+    if (walk.exists()) {
+      with_width(p.store_bytes, [&](auto width) {
+        constexpr int kBytes = decltype(width)::value;
+        if constexpr (kBytes >= 2 * kPhases * static_cast<int>(sizeof(T))) {
+          constexpr int kStep = kBytes / (2 * kPhases * static_cast<int>(sizeof(T)));  // lines side by side
+          T* place = channel + walk.at;
+          const T* source = laid;
+#pragma unroll 4
+          for (int line = first_line; line < lines; line += kStep) {
+            copy_piece<kBytes>(place, source);
+            place += kStep * p.output_stride.c;
+            source += kStep * p.shared.output_pitch;
+          }
+        }
+      });
     }
     walk.advance(p, kSlice);
   }
 }
 
-// NHWC, a whole tile: 8 x 8 blocks of sums are transposed on their way through shared memory, where a pixel's
-// 16 rows lie side by side, and leave it 16 bytes at a time.
+// NHWC: the warps of a warpgroup transpose 8 x 8 blocks of their sums on their way to shared memory, where
+// the 64 rows of a pixel lie side by side, and each stores a quarter of the pixels.
 template <typename T, typename Config>
-__device__ inline void store_whole_pixels(const WgmmaParams<T>& p, const Tile& tile,
-                                          const RowTile<T>& row_tile, int block, int thread, unsigned lines,
-                                          WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) {
-  constexpr int kPitch = kLinePitch;  // bytes: stores and loads of 16 bytes meet different banks
-  const int warp = thread / 32 % 4, lane = thread % 32, half = lane % 2;
-  const int first = p.phases_in_halves ? 8 * warp : 16 * warp + 8 * half;
-  const int phase_w = row_tile.set_w * p.taps_w.set_size + (p.phases_in_halves ? half : 0);
-  const unsigned store_place = lines + (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 16;
-  const unsigned load_place = lines + lane / 2 * kPitch + half * 16;
-  Walk walk(p, tile, row_tile.set_h, phase_w, lane / 2);
+__device__ inline void store_pixels(const WgmmaParams<T>& p, const Tile& tile, int number, int block,
+                                    int first_pixel, UnitSums<Config>& sums) {
+  const RowTile<T> row_tile(p, number);
+  const int thread = afresh(static_cast<int>(threadIdx.x));
+  constexpr int kPitch = kTileWgmmaPixelPitch;  // bytes: stores and loads of 16 bytes meet different banks
+  const int warp = thread / 32 % 4, lane = thread % 32, warpgroup = (thread - kHelpers) / 128;
+  const bool halves = p.phases_in_halves;
+  const unsigned lines = shared_address(output_lines(p, kHelpers + 128 * warpgroup));
+  const unsigned store_place = lines + (lane / 16 * 8 + lane % 8) * kPitch + warp * (halves ? 16 : 32) +
+                               lane / 8 % 2 * (halves ? 64 : 16);
+  const int piece = lane % 8, pixel = 16 * warp + lane / 8;
+  const int first = 8 * (halves ? piece % 4 : piece);  // output channel
+  const int phase_w = row_tile.set_w * p.taps_w.set_size + (halves ? piece / 4 : 0);
+  const bool rows_exist = first < row_tile.couts;
+  Walk walk(p, tile, row_tile.set_h, phase_w, first_pixel + pixel);
   T* const channel =
       p.output + static_cast<int64_t>(tile.group) * p.cout_per_group + row_tile.first_cout + first;
 #pragma unroll
   for (int s = 0; s < Config::kSlices; ++s) {
-    if (s * kSlice >= p.images * p.image_numbers) return;
-    __syncwarp();  // what was laid out here before has been read
+    if (first_pixel + s * kSlice >= p.images * p.image_numbers) return;
+    sync_threads<128>(2 + warpgroup);  // what was laid out here before has been stored
 #pragma unroll
     for (int j = 0; j < kSlice / 8; j += 2) {
       const float (&c)[4] = sums[s][block][j];
@@ -531,23 +741,15 @@ __device__ inline void store_whole_pixels(const WgmmaParams<T>& p, const Tile& t
       store_transposed(store_place + 8 * j * kPitch, pack_pair<T>(c[0], c[1]), pack_pair<T>(c[2], c[3]),
                        pack_pair<T>(d[0], d[1]), pack_pair<T>(d[2], d[3]));
     }
-    __syncwarp();
+    sync_threads<128>(2 + warpgroup);
 #pragma unroll
-    for (int i = 0; i < kSlice / 16; ++i) {
-      const uint4 bits = load_fragment(load_place + 16 * i * kPitch);
-      if (walk.exists(p)) *reinterpret_cast<uint4*>(channel + walk.at) = bits;
-      walk.advance(p, 16);
+    for (int i = 0; i < 4; ++i) {
+      const uint4 bits = load_words(lines + (pixel + 4 * i) * kPitch + piece * 16);
+      if (rows_exist && walk.exists()) *reinterpret_cast<uint4*>(channel + walk.at) = bits;
+      walk.advance(p, i < 3 ? 4 : kSlice - 12);
     }
   }
 }
-
-// What a warp lays out at once of a tile that is not whole: kBlocks blocks of 16 rows, one segment of pixels.
-template <int kBlocks>
-struct Slice {
-  static constexpr int kBlocksM = kBlocks;
-  static constexpr int kBlocksN = kSlice / 8;
-  static constexpr int kWarpPixels = kSlice;
-};
 
 // Lays a slice of the sums out. `slice` counts blocks of segments; which registers hold its sums is decided
 // by comparing, so that the code which writes a slice exists once.
@@ -575,154 +777,168 @@ __device__ inline void lay_slice(const WgmmaParams<T>& p, const Output<T>& out, 
   }
 }
 
-// Stores the sums of a unit of row tiles with every check.
+// Stores the sums of the row tiles from `first` on with every check.
 template <typename T, typename Config>
-__device__ inline void store_slices(const WgmmaParams<T>& p, int work, int unit, unsigned char* output,
-                                    WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) {
+__device__ inline void store_slices(const WgmmaParams<T>& p, const TileNote<T>& note, int first,
+                                    int first_pixel, UnitSums<Config>& sums) {
   constexpr int kSlices = Config::kSlices, kRowTiles = Config::kRowTiles;
 #pragma unroll 1
   for (int slice = 0; slice < kSlices * kRowTiles; slice += Config::kJoined) {
-    const Tile tile = locate_tile(p, afresh(work));
-    const int thread = afresh(static_cast<int>(threadIdx.x));
-    const int number = tile.first_row_tile + unit * kRowTiles + slice % kRowTiles;
     Output<T> out;
-    out.first_pixel = slice / kRowTiles * kSlice;
-    if (number >= tile.end_row_tile || out.first_pixel >= p.images * p.image_numbers) continue;
-    const RowTile<T> row_tile(p, number);
-    out.log2_couts = p.phases_in_halves ? 3 : 4;
-    const int before = thread / 32 % 4 << out.log2_couts;
-    out.first_cout = row_tile.first_cout + before;
-    out.couts = min(row_tile.couts - before, 1 << out.log2_couts);
-    if (out.couts <= 0) continue;
-    out.lines = reinterpret_cast<T*>(output + (thread - kStagers) / 32 * p.shared.output_bytes);
-    out.phase_h = row_tile.set_h;
-    out.phase_w = row_tile.set_w * p.taps_w.set_size;
-    out.phases_h = 1;
-    out.phases_w = Config::kChannelsLast ? p.taps_w.set_size : static_cast<int>(p.phases_w);
-    out.lane = thread % 32;
+    const auto open = [&] {
+      const int thread = afresh(static_cast<int>(threadIdx.x));
+      const int number = afresh(first) + slice % kRowTiles;
+      out.first_pixel = first_pixel + slice / kRowTiles * kSlice;
+      if (number >= note.read().end_row_tile || out.first_pixel >= p.images * p.image_numbers) return false;
+      const RowTile<T> row_tile(p, number);
+      out.log2_couts = p.phases_in_halves ? 3 : 4;
+      const int before = thread / 32 % 4 << out.log2_couts;
+      out.first_cout = row_tile.first_cout + before;
+      out.couts = min(row_tile.couts - before, 1 << out.log2_couts);
+      out.lines = reinterpret_cast<T*>(output_lines(p, thread));
+      out.phase_h = row_tile.set_h;
+      out.phase_w = row_tile.set_w * p.taps_w.set_size;
+      out.phases_h = 1;
+      out.phases_w = Config::kChannelsLast ? p.taps_w.set_size : static_cast<int>(p.phases_w);
+      out.lane = thread % 32;
+      return out.couts > 0;
+    };
+    if (!open()) continue;
     __syncwarp();  // what was laid out here before has been copied
     lay_slice<Config::kJoined, Config::kChannelsLast>(p, out, slice, sums);
     __syncwarp();
-    write_lines<Slice<1>, Config::kChannelsLast>(p, tile, out);
+    open();
+    write_lines<Slice<1>, Config::kChannelsLast>(p, note.read(), out);
   }
 }
 
-// Whether all pixels of a tile and all phases of theirs are in the output.
-template <typename T>
-__device__ inline bool is_whole(const WgmmaParams<T>& p, const Tile& tile) {
-  return tile.grid_h * p.taps_h.stride >= p.taps_h.crop && tile.grid_w * p.taps_w.stride >= p.taps_w.crop &&
-         (tile.grid_h + p.rows) * p.taps_h.stride - p.taps_h.crop <= p.output_h &&
-         (tile.grid_w + p.cols) * p.taps_w.stride - p.taps_w.crop <= p.output_w &&
-         tile.image + p.images <= p.batch;
-}
-
-// Stores the sums of unit `unit` of a work's row tiles.
+// Stores the sums of a unit, whose first row tile is `first`.
 template <typename T, typename Config>
-__device__ inline void store_unit(const WgmmaParams<T>& p, int work, int unit, unsigned char* output,
-                                  WgmmaSums (&sums)[Config::kSlices][Config::kRowTiles]) {
-  const Tile tile = locate_tile(p, work);
-  if (!p.stores_whole || !is_whole(p, tile)) {
-    store_slices<T, Config>(p, afresh(work), afresh(unit), output, sums);
+__device__ inline void store_unit(const WgmmaParams<T>& p, const TileNote<T>& note, int first,
+                                  int first_pixel, UnitSums<Config>& sums) {
+  if (!p.stores_pieces) {
+    store_slices<T, Config>(p, note, first, first_pixel, sums);
     return;
   }
-  const int thread = afresh(static_cast<int>(threadIdx.x));
-  const int number = tile.first_row_tile + unit * Config::kRowTiles;
-  unsigned char* const lines = output + (thread - kStagers) / 32 * p.shared.output_bytes;
 #pragma unroll
   for (int block = 0; block < Config::kRowTiles; block += Config::kJoined) {
-    if (number + block >= tile.end_row_tile) return;
-    const RowTile<T> row_tile(p, number + block);
+    const Tile tile = note.read();
+    const int number = afresh(first) + block;
+    if (number >= tile.end_row_tile) return;
     if constexpr (Config::kChannelsLast) {
-      store_whole_pixels<T, Config>(p, tile, row_tile, block, thread, shared_address(lines), sums);
+      store_pixels<T, Config>(p, tile, number, block, first_pixel, sums);
     } else if constexpr (Config::kJoined == 2) {
       if (p.phases_in_halves) {
-        store_whole_phases<4, T, Config>(p, tile, row_tile, block, thread, sums);
+        store_rows<4, T, Config>(p, tile, number, block, first_pixel, sums);
       } else {
-        store_whole_phases<2, T, Config>(p, tile, row_tile, block, thread, sums);
+        store_rows<2, T, Config>(p, tile, number, block, first_pixel, sums);
       }
     } else if (p.phases_in_halves) {
-      store_whole_phases<2, T, Config>(p, tile, row_tile, block, thread, sums);
+      store_rows<2, T, Config>(p, tile, number, block, first_pixel, sums);
     } else {
-      store_whole_rows<T, Config>(p, tile, row_tile, block, thread, lines, sums);
+      store_rows<1, T, Config>(p, tile, number, block, first_pixel, sums);
     }
   }
 }
 
+// ---------------------------------------------------------------- kernel
+
 template <typename T, typename Config>
-__device__ inline void multiply_works(const WgmmaParams<T>& p, const Ring& ring, unsigned offsets,
-                                      const unsigned char* planes, unsigned char* output) {
+__device__ inline void multiply_works(const WgmmaParams<T>& p) {
+  int warpgroup = uniform((static_cast<int>(threadIdx.x) - kHelpers) / 128);
+  const auto first_pixel = [&] {
+    return p.divides(TileWgmmaDivision::kPixels) ? warpgroup * Config::kPixels : 0;
+  };
+  const Ring ring = plane_ring(p);
+  const TileNote<T> note{p};
+  WeightReader<T> weight(p, warpgroup);
   RingPlace place;
-  unsigned slot = 0;  // of the fragments that are read next
-  Fragments<T, Config> fragments;
-  fragments.place = shared_address(output) + p.fragments_offset +
-                    (static_cast<int>(threadIdx.x) - kStagers) / 32 * (kFragmentPairs * kPairBytes) +
-                    threadIdx.x % 32 * 16;
-  const auto unit_of = [&](int round) {
-    const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
-    return p.separate_tiles ? round : round * kGroups + warpgroup;
-  };
-  const auto prefetch = [&](int work, int round) {
-    const Tile tile = locate_tile(p, work);
-    const int number = tile.first_row_tile + unit_of(round) * Config::kRowTiles;
-    if (number >= tile.end_row_tile) return;
-    fragments.open(p, tile, number);
-#pragma unroll 1
-    for (int i = 0; i < Fragments<T, Config>::kAhead; ++i) {
-      fragments.copy(p, (slot + i * kPairBytes) % (kFragmentPairs * kPairBytes));
-    }
-  };
-  int work = static_cast<int>(blockIdx.x);
-  const int step = static_cast<int>(gridDim.x);
-  if (p.separate_tiles) {
-    // Each takes every other work.
-    if (threadIdx.x / 128 == 2) {
-      place.advance(p.chunks, p.stages);
-      work += step;
-    }
-  }
-  if (work >= p.works) return;
-  prefetch(work, 0);
-  while (true) {
-    const int rounds = rounds_of<Config>(p, locate_tile(p, work));
-    const int next_work = work + (p.separate_tiles ? kGroups : 1) * step;
-    for (int round = 0; round < rounds; ++round) {
-      WgmmaSums sums[Config::kSlices][Config::kRowTiles];
-      clear<Config>(sums);
-      const Tile tile = locate_tile(p, afresh(work));
-      const int number = tile.first_row_tile + unit_of(round) * Config::kRowTiles;
-      const UnitTile first_tile(p, tile, number, offsets);
-      const UnitTile second_tile(p, tile, number + 1, offsets);
-      const int first_w = tile.grid_w + p.taps_w.least_offset;
-      const int margin =
-          p.input_channels_last ? 0 : first_w & (p.load_bytes / static_cast<int>(sizeof(T)) - 1);
-      const unsigned first_plane =
-          static_cast<unsigned>(p.shared.plane) << 16 | (shared_address(planes) / 16 + margin);
+  InUse in_use;
+  if (p.divides(TileWgmmaDivision::kTiles)) place.advance(warpgroup * p.chunks, p.stages);
+  for (int work = Schedule<Config>::first_work(p, warpgroup); work < p.works;
+       work += Schedule<Config>::work_step(p)) {
+    note.write(locate_tile(p, work));
+    weight.open(p);
+    for (int round = 0; round < Schedule<Config>::rounds(p, note.read()); ++round) {
+      const bool first_use = !p.keeps_planes || round == 0;
+      const bool last_use = !p.keeps_planes || round + 1 == Schedule<Config>::rounds(p, note.read());
+      const Tile tile = note.read();
+      const int number = Schedule<Config>::row_tile(p, tile, round, warpgroup);
+      const TileSteps first_steps(p, tile.end_row_tile, number);
+      const TileSteps second_steps(p, tile.end_row_tile, number + 1);
       Bias<T, Config> bias;
       bias.read(p, tile, number);
+      UnitSums<Config> sums;
+      int adds[Config::kRowTiles];  // whether a row tile's sums hold anything
+#pragma unroll
+      for (int block = 0; block < Config::kRowTiles; ++block) {
+        adds[block] = 0;
+        if ((block == 0 ? first_steps : second_steps).count == 0) clear<Config>(sums, block);
+      }
       RingPlace at = place;
       for (int chunk = 0; chunk < p.chunks; ++chunk) {
-        if (!p.keeps_planes || round == 0) wait(ring.full(at.slot), at.parity);
-        const unsigned chunk_planes = first_plane + at.slot * (p.chunk_bytes / 16);
-        multiply_chunk<T, Config>(p, first_tile, offsets - 16, chunk_planes, 0, fragments, slot, sums);
-        if constexpr (Config::kRowTiles == 2) {
-          multiply_chunk<T, Config>(p, second_tile, offsets - 16, chunk_planes, 1, fragments, slot, sums);
+        if (first_use) {
+          wait(ring.full(at.slot), at.parity);
+          fence_for_wgmma();  // NHWC: copies have arrived, not threads that wrote
         }
-        if ((!p.keeps_planes || round + 1 == rounds) && threadIdx.x % 32 == 0) arrive(ring.empty(at.slot));
+        const unsigned chunk_planes =
+            wgmma_descriptor(shared_address(plane_buffer(p, at.slot)), p.shared.plane) + first_pixel();
+#pragma unroll
+        for (int block = 0; block < Config::kRowTiles; ++block) {
+          const TileSteps& tile_steps = block == 0 ? first_steps : second_steps;
+          unsigned entry = shared_address(block_shared()) + p.steps_offset +
+                           4 * (tile_steps.first + afresh(static_cast<int>(threadIdx.x)) % (2 * kGroupSteps));
+          for (int left = uniform(tile_steps.count); left > 0;) {
+            const int slot = weight.place.slot;
+            const bool many = p.keeps_weight && left >= 2 * kGroupSteps;
+            const int count = many ? 2 * kGroupSteps : min(left, kGroupSteps);
+            unsigned a = weight.next(p, count);
+            if (many) {
+              multiply_steps<2 * kGroupSteps, T, Config>(sums, block, a, chunk_planes, entry, adds[block]);
+            } else if (count == kGroupSteps) {
+              multiply_steps<kGroupSteps, T, Config>(sums, block, a, chunk_planes, entry, adds[block]);
+            } else {
+#pragma unroll 1
+              for (int i = 0; i < count; ++i) {
+                multiply_steps<1, T, Config>(sums, block, a, chunk_planes, entry + 4 * i, adds[block]);
+                a += kStepBytes / 16;
+                adds[block] = 1;
+              }
+            }
+            adds[block] = 1;
+            entry += 4 * count;
+            left -= count;
+            if (p.keeps_weight && in_use.planes < 0) continue;
+            wgmma_wait<1>();
+            in_use.give_back(p, weight.stream(p));
+            if (!p.keeps_weight) in_use.weight = slot;
+          }
+        }
+        if (last_use) {
+          if (in_use.planes >= 0) {
+            // A chunk without products for this warpgroup.
+            wgmma_wait<0>();
+            in_use.give_back(p, weight.stream(p));
+          }
+          in_use.planes = at.slot;
+        }
         at.advance(1, p.stages);
       }
-      if (!p.keeps_planes || round + 1 == rounds) place = at;
-      // The next unit's first fragments come while this one's sums are stored.
-      if (round + 1 < rounds) {
-        prefetch(afresh(work), round + 1);
-      } else if (next_work < p.works) {
-        prefetch(next_work, 0);
-      }
-      bias.add_to(sums);
-      store_unit<T, Config>(p, afresh(work), unit_of(round), output, sums);
+      wgmma_wait<0>();
+      hold<Config>(sums);
+      in_use.give_back(p, weight.stream(p));
+      if (last_use) place = at;
+      if (p.bias != nullptr) bias.add_to(sums);
+      note.put_aside(0, work, round, place.slot, place.parity);
+      note.put_aside(1, weight.place.slot, weight.place.parity, warpgroup, 0);
+      store_unit<T, Config>(p, note, number, first_pixel(), sums);
+      int unused;
+      note.bring_back(0, work, round, place.slot, place.parity);
+      note.bring_back(1, weight.place.slot, weight.place.parity, warpgroup, unused);
+      warpgroup = uniform(warpgroup);
+      weight.warpgroup = warpgroup;
     }
-    if (next_work >= p.works) return;
-    work = next_work;
-    if (p.separate_tiles) place.advance(p.chunks, p.stages);
+    if (p.divides(TileWgmmaDivision::kTiles)) place.advance(p.chunks, p.stages);
   }
 }
 
@@ -730,34 +946,51 @@ template <typename T, typename Config>
 __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
     tile_wgmma_kernel(const __grid_constant__ WgmmaParams<T> p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(128) unsigned char shared[];
-  int* const sizes = reinterpret_cast<int*>(shared);  // what the main loop needs of the parameters
-  int* const offsets = sizes + 4;
-  unsigned char* const planes = shared + p.shared.planes_offset;
-  const Ring ring{shared_address(shared + p.barriers_offset), p.stages};
-  const int thread = static_cast<int>(threadIdx.x);
-  for_each_offset<kTileWgmmaThreads>(p,
-                                     [offsets](int place, int, int, int pixels) { offsets[place] = pixels; });
+  int* const steps = reinterpret_cast<int*>(block_shared() + p.steps_offset);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  for_each_offset<kTileWgmmaThreads>(p, [&](int place, int, int, int pixels) {
+    for (int step = 0; step < p.chunk_steps; ++step)
+      steps[place * p.chunk_steps + step] = pixels + step * 2 * p.shared.plane;
+  });
   if (thread == 0) {
-    sizes[0] = 2 * p.shared.plane;
-    sizes[1] = p.second_segment;
-    sizes[2] = p.chunk_steps / 2;
-  }
-  if (thread < p.stages) {
-    init_barrier(ring.full(thread), kStagers);
-    init_barrier(ring.empty(thread), p.separate_tiles ? 4 : 4 * kGroups);
+    // Both warpgroups use a buffer of planes, unless they take different tiles.
+    const int users = p.divides(TileWgmmaDivision::kTiles) ? 4 : 4 * kGroups;
+    const Ring ring = plane_ring(p);
+    for (int i = 0; i < p.stages; ++i) {
+      init_barrier(ring.full(i), kStagers);
+      init_barrier(ring.empty(i), users);
+    }
+    const bool shared_weight = p.divides(TileWgmmaDivision::kPixels);
+    for (int stream = 0; stream < kTileWgmmaLoaders; ++stream) {
+      if (stream > 0 && (p.keeps_weight || shared_weight)) break;
+      const Ring weight = weight_ring(p, stream);
+      for (int i = 0; i < p.weight_stages; ++i) {
+        init_barrier(weight.full(i), 1);
+        init_barrier(weight.empty(i), shared_weight ? 4 * kGroups : 4);
+      }
+    }
+    fence_barriers();
   }
   __syncthreads();
-  if (thread < kStagers) {
-    release_registers<kStagerRegisters>();
-    if (p.input_channels_last) {
-      stage_pixel_chunks<T, Config>(p, ring, planes);
+  if (thread < kHelpers) {
+    release_registers<kHelperRegisters>();
+    if (thread >= kStagers) {
+      const int stream = warp - kStagers / 32;
+      if (thread % 32 != 0) return;
+      wait_for_previous_kernel();
+      if (p.keeps_weight) {
+        if (stream == 0) load_whole_weight<T, Config>(p);
+      } else if (stream == 0 || !p.divides(TileWgmmaDivision::kPixels)) {
+        load_weight<T, Config>(p, stream);
+      }
+    } else if (p.input_channels_last) {
+      stage_pixel_chunks<T, Config>(p);
     } else {
-      stage_row_chunks<T, Config>(p, ring, planes, shared + p.shared.rows_offset);
+      stage_row_chunks<T, Config>(p);
     }
   } else {
     claim_registers<kMultiplierRegisters>();
-    multiply_works<T, Config>(p, ring, shared_address(offsets), planes, shared + p.shared.output_offset);
+    multiply_works<T, Config>(p);
   }
 #endif
 }
@@ -772,38 +1005,40 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   if (error != cudaSuccess) return error;
   constexpr int kSize = static_cast<int>(sizeof(T));
   WgmmaParams<T> p;
-  const TileMmaShared shared = tile_wgmma_shared(launch, kSize, problem.output_channels_last);
+  const TileWgmmaShared shared = tile_wgmma_shared(launch, kSize, problem.output_channels_last);
   set_params(p, problem, launch, shared, {launch.phases_in_halves ? 8 : 16, launch.phases_w}, kStagers,
              workspace);
+  p.division = launch.division;
+  p.grid = static_cast<int>(launch.grid);
   p.stages = launch.stages;
   p.row_stages = launch.row_stages;
+  p.weight_stages = launch.weight_stages;
   p.chunk_bytes = 2 * launch.chunk_steps * shared.plane * 16;
   p.row_bytes = static_cast<int>(tile_mma_row_bytes(shared, launch.chunk_steps, kSize));
-  p.barriers_offset = static_cast<unsigned>(shared.planes_offset) - 16 * launch.stages;
-  p.separate_tiles = launch.separate_tiles;
+  p.weight_bytes = launch.weight_steps * kStepBytes;
+  p.notes_offset = static_cast<unsigned>(shared.notes_offset);
+  p.steps_offset = static_cast<unsigned>(shared.steps_offset);
+  p.weight_offset = static_cast<unsigned>(shared.weight_offset);
   p.phases_in_halves = launch.phases_in_halves;
   p.keeps_planes = launch.keeps_planes();
-  p.chunk_stride = launch.max_offsets * launch.chunk_steps * kStepFragments;
+  p.keeps_weight = launch.keeps_weight;
+  p.chunk_stride = int64_t{launch.max_offsets} * launch.chunk_steps * kStepBytes;
   p.row_tile_stride = p.chunks * p.chunk_stride;
-  p.numbered_rows = shared.image_numbers / shared.row_numbers;
+  p.staged_vectors = shared.staged_cols / 4;
+  p.staged_exact = launch.flat_rows ? shared.image_pixels : launch.cols + launch.taps_w.span;
+  p.turned_pitch = launch.flat_rows ? shared.image_pixels : shared.input_cols;
+  p.numbered_rows = shared.input_rows;
   p.pixel_step = static_cast<int>(launch.taps_w.stride * p.output_stride.w);
   p.row_step = launch.taps_h.stride * p.output_stride.h -
                shared.row_numbers * launch.taps_w.stride * p.output_stride.w;
   p.image_step = p.output_stride.n - p.numbered_rows * launch.taps_h.stride * p.output_stride.h;
-  p.fragments_offset = 4 * kGroups * shared.output_bytes;
-  // What a thread stores of whole tiles at once are two pixels of one row, or eight output channels: aligned
-  // and side by side.
-  const bool channels = problem.cout_per_group % launch.couts() == 0;
-  const bool phases = launch.taps_w.stride % launch.taps_w.set_size == 0;
-  const bool pairs = launch.phases_w == launch.taps_w.stride && launch.cols % 2 == 0 &&
-                     shared.row_numbers % 2 == 0 && p.store_bytes >= 2 * kSize * launch.phases_w;
-  p.stores_whole = channels && phases && (problem.output_channels_last ? p.store_bytes == 16 : pairs);
-  const int second_row = kSegment / shared.row_numbers;
-  p.second_segment = launch.flat_numbers
-                         ? kSegment
-                         : second_row * shared.input_cols + kSegment - second_row * shared.row_numbers;
-  kernel<<<static_cast<unsigned>(launch.grid), kTileWgmmaThreads, launch.shared_bytes, stream>>>(p);
-  return cudaGetLastError();
+  p.stride_h = launch.taps_h.stride;
+  p.stride_w = launch.taps_w.stride;
+  // Pieces are two pixels or more of a row, or eight output channels.
+  const bool pairs = launch.phases_w == launch.taps_w.stride && p.store_bytes >= 2 * kSize * launch.phases_w;
+  p.stores_pieces = problem.output_channels_last ? p.store_bytes == 16 : pairs;
+  // It begins while the weight is packed: only the loaders read that.
+  return launch_early(kernel, launch.grid, kTileWgmmaThreads, launch.shared_bytes, stream, p);
 }
 
 // Calls the instantiation for launch.config.

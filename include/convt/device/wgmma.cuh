@@ -1,25 +1,29 @@
-// Warpgroup instructions of compute capability 9.0a: products whose B operand is read from shared memory,
-// and the barriers that connect the warps that stage it with those that multiply (PTX ISA 9.7.15 and
-// 9.7.13.15).
+// Warpgroup instructions of compute capability 9.0a: products whose operands are read from shared memory, and
+// the barriers that connect the threads and copies that bring them there with the warps that multiply (PTX
+// ISA 9.7.15, 9.7.13.15 and 9.7.9.25).
 //
-// A warpgroup is 128 threads that start at a multiple of 128. A product multiplies 64 rows, 16 of each warp,
-// whose A fragments lie in registers exactly as those of mma.sync do (convt/device/mma.cuh); the 128
-// columns of the sums lie in sixteen C fragments side by side.
+// A warpgroup is 128 threads that start at a multiple of 128. A product multiplies 64 rows, 16 of each warp;
+// the columns of the sums lie in C fragments (convt/device/mma.cuh) side by side.
 #pragma once
+
+#include <type_traits>
 
 #include "convt/device/mma.cuh"
 
 namespace convt {
 
-inline constexpr int kWgmmaColumns = 128;
+// The sums of 64 columns: eight C fragments.
+inline constexpr int kWgmmaSumColumns = 64;
+using WgmmaSums = float[kWgmmaSumColumns / 8][4];
 
-// The sums of one half of a product's columns: eight C fragments.
-using WgmmaSums = float[kWgmmaColumns / 16][4];
-
-// The descriptor of a B operand without swizzle, in two words: the address in 16 bytes and, from bit 16 on,
+// The descriptor of an operand without swizzle, in two words: the address in 16 bytes and, from bit 16 on,
 // how far apart its 8 x 8 blocks lie along the products' depth, in 16 bytes; then how far apart they lie
-// along its columns: 128 bytes, side by side.
+// along its rows or columns: 128 bytes, side by side.
 inline constexpr unsigned kWgmmaDescriptorHigh = 128 / 16;
+
+__device__ inline unsigned wgmma_descriptor(unsigned address, unsigned depth_pitch) {
+  return depth_pitch << 16 | address / 16;
+}
 
 // Orders this warp's earlier accesses of registers before the products that follow.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -32,51 +36,44 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-#define CONVT_WGMMA(TYPE)                                                                         \
-  asm volatile(                                                                                   \
-      "{\n.reg .b64 b;\nmov.b64 b, {%68, %69};\n"                                                 \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                                \
-      " {"                                                                                        \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "     \
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "     \
-      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "     \
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                                  \
-      "{%64, %65, %66, %67}, b, 1, 1, 1, 0;\n}\n"                                                 \
-      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), \
-        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), \
-        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), \
-        "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), \
-        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), \
-        "+f"(c[7][2]), "+f"(c[7][3]), "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), \
-        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), \
-        "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), \
-        "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), \
-        "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), \
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])                                \
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(descriptor), "r"(high))
+#define CONVT_SUMS(c)                                                                                      \
+  "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), \
+      "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]),            \
+      "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]),            \
+      "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]),            \
+      "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]),            \
+      "+f"(c[7][3])
 
-// c, d += a * b, one channel step; d are the sums of the second half of the columns. They and `a` are in use
-// until the product has been waited for.
+#define CONVT_WGMMA(TYPE)                                                                      \
+  asm volatile(                                                                                \
+      "{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {%64, %66};\nmov.b64 b, {%65, %66};\n" \
+      "setp.ne.b32 adds, %67, 0;\n"                                                            \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                             \
+      " {"                                                                                     \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "  \
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                               \
+      "a, b, adds, 1, 1, 0, 0;\n}\n"                                                           \
+      : CONVT_SUMS(c0), CONVT_SUMS(c1)                                                         \
+      : "r"(a), "r"(b), "r"(kWgmmaDescriptorHigh), "r"(adds))
+
+// c0, c1 += a * b, or = a * b where `adds` is 0, one channel step of 64 rows and 128 columns; `a` and `b` are
+// the lower words of the operands' descriptors. The sums are in use until the product has been waited for.
 template <typename T>
-__device__ inline void wgmma(WgmmaSums& c, WgmmaSums& d, const FragmentA& a, unsigned descriptor,
-                             unsigned high);
-
-template <>
-__device__ inline void wgmma<__half>(WgmmaSums& c, WgmmaSums& d, const FragmentA& a, unsigned descriptor,
-                                     unsigned high) {
-  CONVT_WGMMA("f16");
-}
-
-template <>
-__device__ inline void wgmma<__nv_bfloat16>(WgmmaSums& c, WgmmaSums& d, const FragmentA& a,
-                                            unsigned descriptor, unsigned high) {
-  CONVT_WGMMA("bf16");
+__device__ inline void wgmma(WgmmaSums& c0, WgmmaSums& c1, unsigned a, unsigned b, int adds) {
+  if constexpr (std::is_same_v<T, __half>) {
+    CONVT_WGMMA("f16");
+  } else {
+    CONVT_WGMMA("bf16");
+  }
 }
 
 #undef CONVT_WGMMA
+#undef CONVT_SUMS
 
-__device__ inline FragmentA load_fragment(unsigned address) {
-  FragmentA a;
+__device__ inline uint4 load_words(unsigned address) {
+  uint4 a;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(a.x), "=r"(a.y), "=r"(a.z), "=r"(a.w)
                : "r"(address)
@@ -99,7 +96,8 @@ __device__ inline void store_transposed(unsigned address, unsigned x0, unsigned 
                : "memory");
 }
 
-// Makes this thread's writes to shared memory visible to the products of threads that it then signals.
+// Makes writes to shared memory that this thread has done, or has been told of by a barrier, visible to the
+// products that it starts and to those of threads that it then signals.
 __device__ inline void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The registers of each thread of this warpgroup.
@@ -122,6 +120,29 @@ __device__ inline void arrive(unsigned barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// Arrives once every asynchronous copy that this thread has started is in shared memory.
+__device__ inline void arrive_after_copies(unsigned barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and says that the phase is complete only when copies have brought `bytes` more.
+__device__ inline void arrive_and_expect(unsigned barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Makes barriers that this thread has initialised known to copies.
+__device__ inline void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// One thread copies `bytes`, a multiple of 16, from global memory; they count towards a phase of `barrier`.
+__device__ inline void copy_bulk(unsigned destination, const void* source, unsigned bytes, unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          destination),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // Waits until the phase of this parity is complete.
 __device__ inline void wait(unsigned barrier, int parity) {
   asm volatile(
@@ -131,10 +152,10 @@ __device__ inline void wait(unsigned barrier, int parity) {
       : "memory");
 }
 
-// A barrier of kThreads threads, numbered kBarrier; 0 is that of __syncthreads.
-template <int kBarrier, int kThreads>
-__device__ inline void sync_threads() {
-  asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+// A barrier of kThreads threads; number 0 is that of __syncthreads.
+template <int kThreads>
+__device__ inline void sync_threads(int number) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(kThreads) : "memory");
 }
 
 }  // namespace convt
