@@ -139,21 +139,11 @@ struct Search {
   }
 
   // Elements that the epilogue stores at once.
-  double store_vector(const TileMmaLaunch& launch) const {
-    int64_t vector = kChannels();
-    const auto divide = [&vector](int64_t number) {
-      while (number % vector != 0) vector /= 2;
-    };
-    if (problem.output_channels_last) {
-      divide(problem.cout_per_group);
-      divide(launch.couts());
-    } else {
-      if (launch.taps_w.set_size != launch.taps_w.stride) return 1;
-      divide(problem.w.output);
-      divide(int64_t{launch.cols} * launch.taps_w.set_size);
-      divide(launch.taps_w.crop);
-    }
-    return static_cast<double>(vector);
+  double store_vector(const TileMmaLaunch& launch, const TileMmaShared& shared) const {
+    if (!problem.output_channels_last && launch.taps_w.set_size != launch.taps_w.stride) return 1;
+    const LineShape lines{launch.couts(), launch.taps_w.set_size};
+    const int element = static_cast<int>(size);
+    return static_cast<double>(aligned_store_bytes(problem, launch, shared, lines, element)) / element;
   }
 
   // Segments of a tile's pixels, each in one row of the grid and one warp: the epilogue stores them one after
@@ -207,7 +197,7 @@ struct Search {
     chain += 1510 * turns;
 
     const double couts = static_cast<double>(problem.cout_per_group) / launch.cout_tiles;
-    const double vector = store_vector(launch), parts = segments(launch, config);
+    const double vector = store_vector(launch, shared), parts = segments(launch, config);
     const double part = pixels / parts;  // pixels of a segment
     double lines, stores;                // of a row tile: segments of phases, and instructions of warps
     if (problem.output_channels_last) {

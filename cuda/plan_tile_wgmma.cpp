@@ -22,28 +22,17 @@ struct Search {
   const TileWgmmaVisitor& visit;
   int64_t size = element_size(problem.dtype);
 
-  // Of the phase sets: offsets, and groups of channel steps for chunks of one, two, four and eight steps.
-  double mean_offsets = 0;
+  // Of the phase sets: offsets, summed, and the mean of the groups of channel steps for chunks of one, two,
+  // four and eight steps.
+  int all_offsets = 0;
   double mean_groups[4] = {};
 
   std::map<std::pair<int, int>, bool> fitting_tiles = {};  // those considered, by columns and rows
 
   // Bytes that a lane stores at once; 0 if output is not stored in aligned pieces (tile_wgmma.cuh).
   int piece_bytes(const TileWgmmaLaunch& launch, const TileWgmmaShared& shared) const {
-    int bytes = 16;
-    const auto divide = [&](int64_t elements) {
-      while (elements * size % bytes != 0) bytes /= 2;
-    };
-    if (problem.output_channels_last) {
-      divide(problem.cout_per_group);
-      return bytes == 16 ? 16 : 0;
-    }
-    if (launch.phases_w != launch.taps_w.stride) return 0;
-    divide(problem.w.output);
-    divide(launch.taps_w.crop);
-    for (const int pixels : {launch.cols, shared.row_numbers, shared.image_numbers})
-      divide(int64_t{pixels} * launch.phases_w);
-    return bytes >= 2 * size * launch.phases_w ? bytes : 0;
+    const int bytes = aligned_store_bytes(problem, launch, shared, launch.lines(), static_cast<int>(size));
+    return launch.stores_pieces(bytes, problem.output_channels_last, static_cast<int>(size)) ? bytes : 0;
   }
 
   // What a multiplying warpgroup needs to store 64 pixels of a row tile, in cycles.
@@ -54,7 +43,7 @@ struct Search {
   }
 
   // Cycles of a launch, with weights fitted to some 9,000 timed launches of the benchmark cases on an H100
-  // (the choice then takes 1.05 times the best candidate's time on average).
+  // (the choice then takes 1.04 times the best candidate's time on average).
   double estimate(const TileWgmmaLaunch& launch, const TileWgmmaConfig& config,
                   const TileWgmmaShared& shared) const {
     // What a multiplying warpgroup does of a work, what the stagers do, and what the tensor cores need.
@@ -65,6 +54,7 @@ struct Search {
     const bool by_tiles = launch.division == TileWgmmaDivision::kTiles;
     const double rounds = by_rows ? std::ceil(units / kTileWgmmaGroups) : units;
     const double own_row_tiles = by_rows ? std::min(row_tiles, rounds * config.row_tiles) : row_tiles;
+    const double mean_offsets = all_offsets / static_cast<double>(launch.phase_sets());
     const double steps = own_row_tiles * mean_offsets * launch.channel_steps;
     int log2_steps = 0;
     while (1 << log2_steps < launch.chunk_steps) ++log2_steps;
@@ -124,12 +114,12 @@ struct Search {
     launch.workspace_bytes = launch.packed_bytes;
     launch.grid = std::min<int64_t>(static_cast<int64_t>(works), device.sm_count);
 
-    const double all_steps = mean_offsets * launch.row_tiles() * launch.channel_steps;
+    const int64_t all_steps = int64_t{all_offsets} * launch.cout_tiles * launch.channel_steps;
     if (launch.division != TileWgmmaDivision::kRowTiles && launch.tiles_m == 1 && launch.groups == 1 &&
-        all_steps * kTileWgmmaStepBytes <= static_cast<double>(device.shared_bytes_per_block)) {
+        all_steps * kTileWgmmaStepBytes <= device.shared_bytes_per_block) {
       launch.keeps_weight = true;
       launch.weight_stages = 1;
-      launch.weight_steps = static_cast<int>(std::lround(all_steps));
+      launch.weight_steps = static_cast<int>(all_steps);
       if (launch.weight_steps > 0) consider_stages(launch);
     }
     launch.keeps_weight = false;
@@ -155,7 +145,7 @@ struct Search {
       // A warpgroup that passes a tile over must not be a whole turn of the ring ahead of the stagers; and
       // one that keeps its tile for several row tiles would make the other wait.
       const bool several = launch.row_tiles_per_block > config.row_tiles;
-      if (launch.stages <= launch.chunks * (several ? 2 : 1) - (several ? 1 : 0)) return;
+      if (launch.stages < (several ? 2 * launch.chunks : launch.chunks + 1)) return;
     }
     launch.shared_bytes = shared.bytes;
     visit(launch, estimate(launch, config, shared));
@@ -218,7 +208,7 @@ struct Search {
   }
 
   void consider_tiles(TileWgmmaLaunch launch) {
-    mean_offsets = sum_offsets(launch) / static_cast<double>(launch.phase_sets());
+    all_offsets = sum_offsets(launch);
     for (int i = 0; i < 4; ++i) {
       int groups = 0;
       for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {

@@ -169,6 +169,13 @@ inline int columns_before(const TileMmaLaunch& launch) {
   return launch.cols % vector == 0 ? launch.taps_w.least_offset & (vector - 1) : vector - 1;
 }
 
+// Elements after the channels of each staged plane, so that the lanes that turn different planes read
+// different banks. `channels` are those of a plane.
+inline int staged_row_padding(int chunk_steps, int channels) {
+  const int planes = 2 * chunk_steps;
+  return (planes < 8 ? 8 / planes : 1) * channels;
+}
+
 // Sets what concerns the staged input.
 inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch, int element_size) {
   const int vector = launch.input_channels_last ? 1 : launch.load_vector;
@@ -181,10 +188,9 @@ inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch, int 
   s.row_numbers = launch.cols;
   s.image_numbers = launch.rows * launch.cols;
   const int channels = 16 / element_size;  // of a vector
-  const int planes = 2 * launch.chunk_steps;
   const int pixels = launch.images * s.image_pixels;
   s.row_pitch = (pixels + channels - 1) / channels * channels;
-  s.row_padding = (planes < 8 ? 8 / planes : 1) * channels;
+  s.row_padding = staged_row_padding(launch.chunk_steps, channels);
   s.plane = (launch.input_channels_last ? pixels : s.row_pitch) | 1;
 }
 
@@ -217,6 +223,35 @@ inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaC
   s.output_offset = s.rows_offset + s.row_buffers * tile_mma_row_bytes(s, launch.chunk_steps, element_size);
   s.bytes = s.output_offset + static_cast<size_t>(config.warps()) * s.output_bytes;
   return s;
+}
+
+// The largest power of two, at most `most`, that divides all of the numbers.
+template <typename... Numbers>
+int common_power_of_two(int most, Numbers... numbers) {
+  int power = most;
+  while (((static_cast<int64_t>(numbers) % power != 0) || ...)) power /= 2;
+  return power;
+}
+
+// What one warp lays out at once: output channels and, of NCHW, phases along W of each.
+struct LineShape {
+  int couts, phases_w;
+};
+
+// Bytes that a lane may store at once, as far as sizes decide; the output's address may allow less.
+inline int aligned_store_bytes(const Problem& problem, const TileMmaLaunch& launch,
+                               const TileMmaShared& shared, const LineShape& lines, int element_size) {
+  if (problem.output_channels_last) {
+    return common_power_of_two(16, problem.cout_per_group * element_size, lines.couts * element_size);
+  }
+  const int row = common_power_of_two(16, problem.w.output * element_size, launch.taps_w.crop * element_size);
+  if (lines.phases_w != launch.taps_w.stride) {
+    // The phases of one pixel are neighbours, pixels are not.
+    return common_power_of_two(row, lines.phases_w * element_size, launch.taps_w.stride * element_size);
+  }
+  const int pixel = lines.phases_w * element_size;
+  return common_power_of_two(row, launch.cols * pixel, shared.row_numbers * pixel,
+                             shared.image_numbers * pixel);
 }
 
 }  // namespace convt

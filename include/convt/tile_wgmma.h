@@ -55,6 +55,13 @@ struct TileWgmmaLaunch : TileMmaLaunch {
 
   // The ring holds all chunks of a tile: they are staged once for all row tiles.
   bool keeps_planes() const { return chunks <= stages; }
+  // What a warp lays out at once.
+  LineShape lines() const { return {phases_in_halves ? 8 : 16, phases_w}; }
+  // Whether output is stored in pieces of `bytes`: two pixels or more of a row, or eight output channels.
+  bool stores_pieces(int bytes, bool output_channels_last, int element_size) const {
+    return output_channels_last ? bytes == 16
+                                : phases_w == taps_w.stride && bytes >= 2 * element_size * phases_w;
+  }
   // Warpgroups that multiply different rows at a time, or at different times, have their own weight.
   int weight_streams() const {
     return keeps_weight || division == TileWgmmaDivision::kPixels ? 1 : kTileWgmmaGroups;
@@ -95,9 +102,8 @@ inline void set_staged_input(TileWgmmaShared& s, const TileWgmmaLaunch& launch, 
   s.image_numbers = s.image_pixels;
   s.staged_cols = whole_vectors(launch.flat_rows ? s.image_pixels : columns_before(launch) + exact);
   s.staged_image = (launch.flat_rows ? 1 : s.input_rows) * s.staged_cols;
-  const int planes = 2 * launch.chunk_steps;
   s.row_pitch = launch.images * s.staged_image;
-  s.row_padding = (planes < 8 ? 8 / planes : 1) * channels;
+  s.row_padding = staged_row_padding(launch.chunk_steps, channels);
   s.plane = (launch.images * s.image_pixels) | 1;
 }
 

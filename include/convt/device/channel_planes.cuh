@@ -101,23 +101,29 @@ __device__ inline void stage_rows(const Params<T>& p, const Tile& tile, const T*
   }
 }
 
+// Reads neighbouring pixels, from `pixel` on, of all channels of a staged plane.
+template <typename T, typename Pixels>
+__device__ inline void read_staged(const Params<T>& p, const unsigned char* rows, int plane, int pixel,
+                                   Pixels (&x)[kChannelVector<T>]) {
+  constexpr int kChannels = kChannelVector<T>;
+  const T* source = reinterpret_cast<const T*>(rows) +
+                    plane * (kChannels * p.shared.row_pitch + p.shared.row_padding) + pixel;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c)
+    x[c] = *reinterpret_cast<const Pixels*>(source + c * p.shared.row_pitch);
+}
+
 // Turns staged rows into planes. Neighbouring threads take neighbouring planes, whose vectors lie in
 // different banks on both sides.
 template <typename T, int kThreads>
 __device__ inline void turn_rows(const Params<T>& p, const unsigned char* rows, unsigned char* planes) {
-  constexpr int kChannels = kChannelVector<T>;
   constexpr int kPixels = 16 / static_cast<int>(sizeof(T));
   const int units = p.planes * (p.shared.row_pitch / kPixels);
 #pragma unroll 1
   for (int index = threadIdx.x; index < units; index += kThreads) {
     const auto by_plane = p.planes.divide(index);
-    const T* source = reinterpret_cast<const T*>(rows) +
-                      by_plane.remainder * (kChannels * p.shared.row_pitch + p.shared.row_padding) +
-                      by_plane.quotient * kPixels;
-    uint4 x[kChannels];
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c)
-      x[c] = *reinterpret_cast<const uint4*>(source + c * p.shared.row_pitch);
+    uint4 x[kChannelVector<T>];
+    read_staged(p, rows, by_plane.remainder, by_plane.quotient * kPixels, x);
     uint4* destination =
         reinterpret_cast<uint4*>(planes) + by_plane.remainder * p.shared.plane + by_plane.quotient * kPixels;
 #pragma unroll

@@ -151,19 +151,6 @@ struct RowTile {
 
 // ---------------------------------------------------------------- launch
 
-// The largest power of two, at most `most`, that divides all of the numbers.
-template <typename... Numbers>
-int common_power_of_two(int most, Numbers... numbers) {
-  int power = most;
-  while (((static_cast<int64_t>(numbers) % power != 0) || ...)) power /= 2;
-  return power;
-}
-
-// What one warp lays out at once: output channels and, of NCHW, phases along W of each.
-struct LineShape {
-  int couts, phases_w;
-};
-
 template <typename T>
 void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launch,
                 const TileMmaShared& shared, const LineShape& lines, int stagers, void* workspace) {
@@ -213,24 +200,9 @@ void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launc
   p.phases_w = lines.phases_w;
   p.phase_sets = launch.phase_sets();
   p.phase_sets_w = launch.taps_w.sets;
-  const intptr_t output = reinterpret_cast<intptr_t>(problem.output);
-  int line;  // elements
-  if (problem.output_channels_last) {
-    line = lines.couts;
-    p.store_bytes = common_power_of_two(16, output, problem.cout_per_group * kSize, line * kSize);
-  } else {
-    line = launch.cols * lines.phases_w;
-    const int crop = launch.taps_w.crop * kSize;
-    if (lines.phases_w == launch.taps_w.stride) {
-      p.store_bytes = common_power_of_two(16, output, problem.w.output * kSize, line * kSize,
-                                          shared.row_numbers * lines.phases_w * kSize,
-                                          shared.image_numbers * lines.phases_w * kSize, crop);
-    } else {
-      // The phases of one pixel are neighbours, pixels are not.
-      p.store_bytes = common_power_of_two(16, output, problem.w.output * kSize, lines.phases_w * kSize,
-                                          launch.taps_w.stride * kSize, crop);
-    }
-  }
+  p.store_bytes = common_power_of_two(aligned_store_bytes(problem, launch, shared, lines, kSize),
+                                      reinterpret_cast<intptr_t>(problem.output));
+  const int line = problem.output_channels_last ? lines.couts : launch.cols * lines.phases_w;  // elements
   p.log2_line_lanes = 0;
   while (p.log2_line_lanes < 5 && (p.store_bytes << p.log2_line_lanes) < line * kSize) ++p.log2_line_lanes;
 }

@@ -42,6 +42,7 @@ template <typename T>
 struct WgmmaParams : Params<T> {
   TileWgmmaDivision division;
   int stages, row_stages, weight_stages;
+  int weight_streams;                        // one that both warpgroups read, or one for each
   int grid;                                  // thread blocks
   int chunk_bytes, row_bytes, weight_bytes;  // of one buffer of planes, of rows, of the weight
   unsigned notes_offset, steps_offset, weight_offset;
@@ -49,7 +50,6 @@ struct WgmmaParams : Params<T> {
   Divisor<int> staged_vectors;            // of a row
   int staged_exact;                       // columns of a row that are turned
   int turned_pitch;                       // pixels from a turned row to the next
-  int numbered_rows;                      // of an image of the tile
   // Elements of the output: a pixel on, from a numbered row to the next, and past an image's rows.
   int pixel_step, row_step;
   int64_t image_step;
@@ -369,20 +369,14 @@ __device__ inline void stage_pixel_chunks(const WgmmaParams<T>& p) {
 template <typename T>
 __device__ inline void turn_exact_rows(const WgmmaParams<T>& p, int before, const unsigned char* rows,
                                        unsigned char* planes) {
-  constexpr int kChannels = kChannelVector<T>;
   constexpr int kPixels = 4;  // in 8 bytes of a row: twice as many would take too many registers
   const int units = p.planes * (p.shared.row_pitch / kPixels);
 #pragma unroll 1
   for (int index = threadIdx.x; index < units; index += kStagers) {
     const auto by_plane = p.planes.divide(index);
     const auto by_row = p.staged_vectors.divide(by_plane.quotient);
-    const T* const source = reinterpret_cast<const T*>(rows) +
-                            by_plane.remainder * (kChannels * p.shared.row_pitch + p.shared.row_padding) +
-                            by_plane.quotient * kPixels;
-    uint2 x[kChannels];
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c)
-      x[c] = *reinterpret_cast<const uint2*>(source + c * p.shared.row_pitch);
+    uint2 x[kChannelVector<T>];
+    read_staged(p, rows, by_plane.remainder, by_plane.quotient * kPixels, x);
     const int col = by_row.remainder * kPixels - before;
     uint4* const destination = reinterpret_cast<uint4*>(planes) + by_plane.remainder * p.shared.plane +
                                by_row.quotient * p.turned_pitch + col;
@@ -443,9 +437,7 @@ struct WeightReader {
     if (p.keeps_weight) wait(weight_ring(p, 0).full(0), 0);
   }
 
-  __device__ int stream(const WgmmaParams<T>& p) const {
-    return p.keeps_weight || p.divides(TileWgmmaDivision::kPixels) ? 0 : warpgroup;
-  }
+  __device__ int stream(const WgmmaParams<T>& p) const { return p.weight_streams == 1 ? 0 : warpgroup; }
 
   // Begins a work.
   __device__ void open(const WgmmaParams<T>& p) {
@@ -503,23 +495,6 @@ struct InUse {
   }
 };
 
-// The output channels of this lane's sums of a row tile.
-template <typename T>
-struct Rows {
-  int cout[2];  // in the group, of rows `group` and `group` + 8 of the warp's block
-  bool exists[2];
-
-  __device__ Rows(const WgmmaParams<T>& p, const RowTile<T>& row_tile, int thread) {
-    const int warp = thread / 32 % 4, group = thread % 32 / 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int number = p.phases_in_halves ? 8 * warp + group : 16 * warp + 8 * half + group;
-      cout[half] = row_tile.first_cout + number;
-      exists[half] = number < row_tile.couts;
-    }
-  }
-};
-
 // What the bias adds to this lane's rows of a unit.
 template <typename T, typename Config>
 struct Bias {
@@ -530,12 +505,16 @@ struct Bias {
     for (int block = 0; block < Config::kRowTiles; ++block) {
       of[block][0] = of[block][1] = narrow<T>(0.0f);
       if (p.bias == nullptr || number + block >= tile.end_row_tile) continue;
-      const Rows<T> rows(p, RowTile<T>(p, number + block), afresh(static_cast<int>(threadIdx.x)));
+      const RowTile<T> row_tile(p, number + block);
+      const int thread = afresh(static_cast<int>(threadIdx.x));
+      const int warp = thread / 32 % 4, group = thread % 32 / 4;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (rows.exists[half]) {
+        const int cout = p.phases_in_halves ? 8 * warp + group : 16 * warp + 8 * half + group;
+        if (cout < row_tile.couts) {
           of[block][half] =
-              p.bias[(static_cast<int64_t>(tile.group) * p.cout_per_group + rows.cout[half]) * p.bias_stride];
+              p.bias[(static_cast<int64_t>(tile.group) * p.cout_per_group + row_tile.first_cout + cout) *
+                     p.bias_stride];
         }
       }
     }
@@ -611,7 +590,7 @@ struct Walk {
     while (col >= p.row_numbers) {
       col -= p.row_numbers;
       at += p.row_step;
-      if (++row == p.numbered_rows) {
+      if (++row == p.shared.input_rows) {
         row = 0;
         at += p.image_step;
       }
@@ -753,26 +732,20 @@ __device__ inline void store_pixels(const WgmmaParams<T>& p, const Tile& tile, i
 
 // Lays a slice of the sums out. `slice` counts blocks of segments; which registers hold its sums is decided
 // by comparing, so that the code which writes a slice exists once.
-template <int kBlocks, bool kChannelsLast, typename T, int kSlices, int kRowTiles>
+template <typename Config, typename T>
 __device__ inline void lay_slice(const WgmmaParams<T>& p, const Output<T>& out, int slice,
-                                 WgmmaSums (&sums)[kSlices][kRowTiles]) {
-  using Lines = Slice<kBlocks>;
+                                 UnitSums<Config>& sums) {
 #pragma unroll
-  for (int i = 0; i < kSlices * kRowTiles; i += kBlocks) {
+  for (int i = 0; i < Config::kSlices * Config::kRowTiles; i += Config::kJoined) {
     if (i != slice) continue;
-    auto& part = reinterpret_cast<Sums<Lines>&>(sums[i / kRowTiles][i % kRowTiles]);
-    if constexpr (kChannelsLast) {
-      lay_pixels<Lines>(p, out, part);
-    } else if constexpr (kBlocks == 2) {
-      if (p.phases_in_halves) {
-        lay_four_phases<Lines>(p, out, part);
-      } else {
-        lay_two_phases<Lines>(p, out, part);
-      }
+    auto& part = sums[i / Config::kRowTiles];
+    const int block = i % Config::kRowTiles;
+    if constexpr (Config::kChannelsLast) {
+      lay_pixels<Slice<1>>(p, out, reinterpret_cast<Sums<Slice<1>>&>(part[block]));
     } else if (p.phases_in_halves) {
-      lay_halves<Lines>(p, out, part);
+      lay_rows<2 * Config::kJoined, Config>(p, out, block, part);
     } else {
-      lay_single_phase<Lines>(p, out, part);
+      lay_rows<Config::kJoined, Config>(p, out, block, part);
     }
   }
 }
@@ -805,7 +778,7 @@ __device__ inline void store_slices(const WgmmaParams<T>& p, const TileNote<T>& 
     };
     if (!open()) continue;
     __syncwarp();  // what was laid out here before has been copied
-    lay_slice<Config::kJoined, Config::kChannelsLast>(p, out, slice, sums);
+    lay_slice<Config>(p, out, slice, sums);
     __syncwarp();
     open();
     write_lines<Slice<1>, Config::kChannelsLast>(p, note.read(), out);
@@ -827,16 +800,10 @@ __device__ inline void store_unit(const WgmmaParams<T>& p, const TileNote<T>& no
     if (number >= tile.end_row_tile) return;
     if constexpr (Config::kChannelsLast) {
       store_pixels<T, Config>(p, tile, number, block, first_pixel, sums);
-    } else if constexpr (Config::kJoined == 2) {
-      if (p.phases_in_halves) {
-        store_rows<4, T, Config>(p, tile, number, block, first_pixel, sums);
-      } else {
-        store_rows<2, T, Config>(p, tile, number, block, first_pixel, sums);
-      }
     } else if (p.phases_in_halves) {
-      store_rows<2, T, Config>(p, tile, number, block, first_pixel, sums);
+      store_rows<2 * Config::kJoined, T, Config>(p, tile, number, block, first_pixel, sums);
     } else {
-      store_rows<1, T, Config>(p, tile, number, block, first_pixel, sums);
+      store_rows<Config::kJoined, T, Config>(p, tile, number, block, first_pixel, sums);
     }
   }
 }
@@ -864,8 +831,8 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
       const bool last_use = !p.keeps_planes || round + 1 == Schedule<Config>::rounds(p, note.read());
       const Tile tile = note.read();
       const int number = Schedule<Config>::row_tile(p, tile, round, warpgroup);
-      const TileSteps first_steps(p, tile.end_row_tile, number);
-      const TileSteps second_steps(p, tile.end_row_tile, number + 1);
+      const TileSteps steps[2] = {TileSteps(p, tile.end_row_tile, number),
+                                  TileSteps(p, tile.end_row_tile, number + 1)};
       Bias<T, Config> bias;
       bias.read(p, tile, number);
       UnitSums<Config> sums;
@@ -873,7 +840,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
 #pragma unroll
       for (int block = 0; block < Config::kRowTiles; ++block) {
         adds[block] = 0;
-        if ((block == 0 ? first_steps : second_steps).count == 0) clear<Config>(sums, block);
+        if (steps[block].count == 0) clear<Config>(sums, block);
       }
       RingPlace at = place;
       for (int chunk = 0; chunk < p.chunks; ++chunk) {
@@ -885,10 +852,10 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
             wgmma_descriptor(shared_address(plane_buffer(p, at.slot)), p.shared.plane) + first_pixel();
 #pragma unroll
         for (int block = 0; block < Config::kRowTiles; ++block) {
-          const TileSteps& tile_steps = block == 0 ? first_steps : second_steps;
-          unsigned entry = shared_address(block_shared()) + p.steps_offset +
-                           4 * (tile_steps.first + afresh(static_cast<int>(threadIdx.x)) % (2 * kGroupSteps));
-          for (int left = uniform(tile_steps.count); left > 0;) {
+          unsigned entry =
+              shared_address(block_shared()) + p.steps_offset +
+              4 * (steps[block].first + afresh(static_cast<int>(threadIdx.x)) % (2 * kGroupSteps));
+          for (int left = uniform(steps[block].count); left > 0;) {
             const int slot = weight.place.slot;
             const bool many = p.keeps_weight && left >= 2 * kGroupSteps;
             const int count = many ? 2 * kGroupSteps : min(left, kGroupSteps);
@@ -960,13 +927,11 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
       init_barrier(ring.full(i), kStagers);
       init_barrier(ring.empty(i), users);
     }
-    const bool shared_weight = p.divides(TileWgmmaDivision::kPixels);
-    for (int stream = 0; stream < kTileWgmmaLoaders; ++stream) {
-      if (stream > 0 && (p.keeps_weight || shared_weight)) break;
+    for (int stream = 0; stream < p.weight_streams; ++stream) {
       const Ring weight = weight_ring(p, stream);
       for (int i = 0; i < p.weight_stages; ++i) {
         init_barrier(weight.full(i), 1);
-        init_barrier(weight.empty(i), shared_weight ? 4 * kGroups : 4);
+        init_barrier(weight.empty(i), 4 * kGroups / p.weight_streams);
       }
     }
     fence_barriers();
@@ -976,11 +941,11 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
     release_registers<kHelperRegisters>();
     if (thread >= kStagers) {
       const int stream = warp - kStagers / 32;
-      if (thread % 32 != 0) return;
+      if (thread % 32 != 0 || stream >= p.weight_streams) return;
       wait_for_previous_kernel();
       if (p.keeps_weight) {
-        if (stream == 0) load_whole_weight<T, Config>(p);
-      } else if (stream == 0 || !p.divides(TileWgmmaDivision::kPixels)) {
+        load_whole_weight<T, Config>(p);
+      } else {
         load_weight<T, Config>(p, stream);
       }
     } else if (p.input_channels_last) {
@@ -1006,13 +971,13 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   constexpr int kSize = static_cast<int>(sizeof(T));
   WgmmaParams<T> p;
   const TileWgmmaShared shared = tile_wgmma_shared(launch, kSize, problem.output_channels_last);
-  set_params(p, problem, launch, shared, {launch.phases_in_halves ? 8 : 16, launch.phases_w}, kStagers,
-             workspace);
+  set_params(p, problem, launch, shared, launch.lines(), kStagers, workspace);
   p.division = launch.division;
   p.grid = static_cast<int>(launch.grid);
   p.stages = launch.stages;
   p.row_stages = launch.row_stages;
   p.weight_stages = launch.weight_stages;
+  p.weight_streams = launch.weight_streams();
   p.chunk_bytes = 2 * launch.chunk_steps * shared.plane * 16;
   p.row_bytes = static_cast<int>(tile_mma_row_bytes(shared, launch.chunk_steps, kSize));
   p.weight_bytes = launch.weight_steps * kStepBytes;
@@ -1027,16 +992,13 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.staged_vectors = shared.staged_cols / 4;
   p.staged_exact = launch.flat_rows ? shared.image_pixels : launch.cols + launch.taps_w.span;
   p.turned_pitch = launch.flat_rows ? shared.image_pixels : shared.input_cols;
-  p.numbered_rows = shared.input_rows;
   p.pixel_step = static_cast<int>(launch.taps_w.stride * p.output_stride.w);
   p.row_step = launch.taps_h.stride * p.output_stride.h -
                shared.row_numbers * launch.taps_w.stride * p.output_stride.w;
-  p.image_step = p.output_stride.n - p.numbered_rows * launch.taps_h.stride * p.output_stride.h;
+  p.image_step = p.output_stride.n - shared.input_rows * launch.taps_h.stride * p.output_stride.h;
   p.stride_h = launch.taps_h.stride;
   p.stride_w = launch.taps_w.stride;
-  // Pieces are two pixels or more of a row, or eight output channels.
-  const bool pairs = launch.phases_w == launch.taps_w.stride && p.store_bytes >= 2 * kSize * launch.phases_w;
-  p.stores_pieces = problem.output_channels_last ? p.store_bytes == 16 : pairs;
+  p.stores_pieces = launch.stores_pieces(p.store_bytes, problem.output_channels_last, kSize);
   // It begins while the weight is packed: only the loaders read that.
   return launch_early(kernel, launch.grid, kTileWgmmaThreads, launch.shared_bytes, stream, p);
 }
