@@ -384,7 +384,8 @@ std::string describe(const Plan& plan) {
     if (t.keeps_weight) {
       line << "kept";
     } else {
-      line << t.weight_stages;
+      line << t.weight_steps << "x" << t.weight_stages;
+      if (t.cluster > 1) line << "/" << t.cluster;
     }
     line << " vector=" << t.load_vector << " flat=" << t.flat_rows << " workspace=" << t.workspace_bytes
          << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;

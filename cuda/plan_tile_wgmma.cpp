@@ -13,8 +13,6 @@ namespace {
 
 // Pixels: a matrix descriptor has 14 bits for the distance of two planes.
 constexpr int64_t kMaxPlane = 1 << 14;
-// Buffers of four channel steps of the weight: six are not faster.
-constexpr int kWeightStages = 4;
 
 struct Search {
   const Problem& problem;
@@ -22,10 +20,13 @@ struct Search {
   const TileWgmmaVisitor& visit;
   int64_t size = element_size(problem.dtype);
 
-  // Of the phase sets: offsets, summed, and the mean of the groups of channel steps for chunks of one, two,
-  // four and eight steps.
+  // Of the phase sets: offsets, summed, and the mean of what is waited for and what is started in a chunk of
+  // one, two, four and eight channel steps, by halves of groups and by whole ones.
+  struct Groups {
+    double waits = 0, starts = 0;
+  };
   int all_offsets = 0;
-  double mean_groups[4] = {};
+  Groups mean_groups[2][4] = {};
 
   std::map<std::pair<int, int>, bool> fitting_tiles = {};  // those considered, by columns and rows
 
@@ -37,13 +38,13 @@ struct Search {
 
   // What a multiplying warpgroup needs to store 64 pixels of a row tile, in cycles.
   double slice_cycles(const TileWgmmaLaunch& launch, int bytes) const {
-    if (problem.output_channels_last) return bytes > 0 ? 681 : 4480;
-    if (bytes > 0) return bytes == 4 ? 577 : bytes == 8 ? 302 : 234;
-    return launch.phases_w == launch.taps_w.stride ? 3070 : 3560;
+    if (problem.output_channels_last) return bytes > 0 ? 579 : 4480;
+    if (bytes > 0) return bytes == 4 ? 503 : bytes == 8 ? 203 : 150;
+    return launch.phases_w == launch.taps_w.stride ? 2790 : 4590;
   }
 
   // Cycles of a launch, with weights fitted to some 9,000 timed launches of the benchmark cases on an H100
-  // (the choice then takes 1.04 times the best candidate's time on average).
+  // (the choice then takes 1.05 times the best candidate's time on average).
   double estimate(const TileWgmmaLaunch& launch, const TileWgmmaConfig& config,
                   const TileWgmmaShared& shared) const {
     // What a multiplying warpgroup does of a work, what the stagers do, and what the tensor cores need.
@@ -58,32 +59,36 @@ struct Search {
     const double steps = own_row_tiles * mean_offsets * launch.channel_steps;
     int log2_steps = 0;
     while (1 << log2_steps < launch.chunk_steps) ++log2_steps;
-    const double groups = own_row_tiles * mean_groups[log2_steps] * launch.chunks;
+    const bool whole_groups = launch.weight_steps >= kTileWgmmaGroupSteps;
+    const Groups groups = mean_groups[whole_groups][log2_steps];
     const double tensor = steps * config.pixels / 2;
     const double numbers = static_cast<double>(launch.images - 1) * shared.image_numbers +
                            static_cast<double>(launch.rows - 1) * shared.row_numbers + launch.cols;
     const double own_numbers =
         launch.division == TileWgmmaDivision::kPixels ? std::min<double>(numbers, config.pixels) : numbers;
     const double slices = own_row_tiles * std::ceil(own_numbers / kTileWgmmaSlice);
-    const double multiply = 1.09 * tensor + (launch.keeps_weight ? 216 : 382) * groups + 3380 * rounds +
-                            1590 + slice_cycles(launch, piece_bytes(launch, shared)) * slices;
+    const double multiply = 1.35 * tensor +
+                            own_row_tiles * launch.chunks *
+                                ((launch.keeps_weight ? 44 : 276) * groups.waits + 183 * groups.starts) +
+                            3270 * rounds + 1150 + slice_cycles(launch, piece_bytes(launch, shared)) * slices;
 
     const double turns = (launch.keeps_planes() ? 1 : rounds) * launch.chunks;
     const double channels = 16.0 * launch.chunk_steps;
     const double cols = launch.input_channels_last ? shared.input_cols : shared.staged_cols;
     const double pixels = launch.images * (launch.flat_rows ? shared.image_pixels : shared.input_rows * cols);
     const double staged = turns * pixels * channels;
-    const double stage =
-        (launch.input_channels_last ? 0.544 : 0.797) * staged / launch.load_vector + 1840 * turns;
+    const double stage = launch.input_channels_last ? 1.39 * staged / launch.load_vector + 1210 * turns
+                                                    : 0.798 * staged / launch.load_vector + 1950 * turns;
 
     const double bytes = static_cast<double>(size);
     const double weight =
-        launch.keeps_weight ? 0 : steps * kTileWgmmaStepBytes * (by_rows ? kTileWgmmaGroups : 1);
+        launch.keeps_weight ? 0
+                            : steps * kTileWgmmaStepBytes * (by_rows ? kTileWgmmaGroups : 1) / launch.cluster;
     const double output =
         bytes * static_cast<double>(problem.output_elements()) / static_cast<double>(launch.works());
     // Short pieces of output rows end in sectors that are not theirs alone.
     const double ends = problem.output_channels_last ? 0 : 6 / (launch.cols * launch.phases_w * bytes);
-    const double traffic = 0.0122 * weight + 0.108 * bytes * staged + (0.0364 + ends) * output;
+    const double traffic = 0.00926 * weight + 0.0957 * bytes * staged + (0.0556 + ends) * output;
 
     // Two tiles at a time, or one.
     const double tiles = by_tiles ? kTileWgmmaGroups : 1;
@@ -92,11 +97,12 @@ struct Search {
                               cube(tiles * traffic));
     if (!by_tiles && rounds > 1 && launch.keeps_planes() && launch.stages < 2 * launch.chunks) {
       // The next tile has to wait for this one's planes.
-      cycles += 0.191 * stage * (2 * launch.chunks - launch.stages) / launch.chunks;
+      cycles += 0.18 * stage * (2 * launch.chunks - launch.stages) / launch.chunks;
     }
     const double turns_of_blocks =
         std::ceil(static_cast<double>(launch.works()) / (static_cast<double>(launch.grid) * tiles));
-    return turns_of_blocks * cycles + 10000 + 0.002 * static_cast<double>(launch.packed_bytes);
+    const double kept = launch.keeps_weight ? 0.038 * launch.weight_steps * kTileWgmmaStepBytes : 0;
+    return turns_of_blocks * cycles + 11500 + 0.00127 * static_cast<double>(launch.packed_bytes) + kept;
   }
 
   void consider(TileWgmmaLaunch launch) {
@@ -123,8 +129,16 @@ struct Search {
       if (launch.weight_steps > 0) consider_stages(launch);
     }
     launch.keeps_weight = false;
+    launch.weight_steps = kTileWgmmaGroupSteps / 2;
+    launch.weight_stages = 4;
+    consider_stages(launch);
     launch.weight_steps = kTileWgmmaGroupSteps;
-    launch.weight_stages = kWeightStages;
+    launch.weight_stages = 3;
+    consider_stages(launch);
+    // Both blocks of a cluster multiply the same rows, so the tiles of pixels of a group go in pairs.
+    if (std::fmod(pixel_tiles, 2) != 0 || device.sm_count % 2 != 0) return;
+    launch.cluster = 2;
+    launch.grid = launch.grid / 2 * 2;
     consider_stages(launch);
   }
 
@@ -209,15 +223,20 @@ struct Search {
 
   void consider_tiles(TileWgmmaLaunch launch) {
     all_offsets = sum_offsets(launch);
-    for (int i = 0; i < 4; ++i) {
-      int groups = 0;
-      for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
-        for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
-          const int steps = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w) << i;
-          groups += (steps + kTileWgmmaGroupSteps - 1) / kTileWgmmaGroupSteps;
+    const double sets = launch.phase_sets();
+    for (const bool whole : {false, true}) {
+      const int half = kTileWgmmaGroupSteps / 2, group = whole ? kTileWgmmaGroupSteps : half;
+      for (int i = 0; i < 4; ++i) {
+        Groups& mean = mean_groups[whole][i] = {};
+        for (int set_h = 0; set_h < launch.taps_h.sets; ++set_h) {
+          for (int set_w = 0; set_w < launch.taps_w.sets; ++set_w) {
+            const int steps = launch.taps_h.offsets(set_h) * launch.taps_w.offsets(set_w) << i;
+            const int rest = steps % group;
+            mean.waits += (steps + group - 1) / group / sets;
+            mean.starts += (steps / group + rest / half + rest % half) / sets;
+          }
         }
       }
-      mean_groups[i] = groups / static_cast<double>(launch.phase_sets());
     }
     const int pixels = most_pixels(launch);
     fitting_tiles.clear();

@@ -32,7 +32,7 @@ inline constexpr int kTileWgmmaThreads = kTileWgmmaStagers + 32 * kTileWgmmaLoad
 //
 // so that steps which are multiplied one after the other lie one after the other, and are copied together.
 inline constexpr int kTileWgmmaStepBytes = kTileWgmmaRows * 32;
-inline constexpr int kTileWgmmaGroupSteps = 4;  // copied together
+inline constexpr int kTileWgmmaGroupSteps = 8;  // multiplied together, and copied together at most
 
 // What the two warpgroups divide between them.
 enum class TileWgmmaDivision {
@@ -52,6 +52,9 @@ struct TileWgmmaLaunch : TileMmaLaunch {
   bool keeps_weight = false;  // a thread block holds the whole weight
   int weight_stages = 1;      // buffers of a warpgroup's weight
   int weight_steps = 1;       // channel steps in a buffer
+  // Thread blocks that take the same row tiles of neighbouring tiles of pixels at a time: each loads half of
+  // the weight for both.
+  int cluster = 1;
 
   // The ring holds all chunks of a tile: they are staged once for all row tiles.
   bool keeps_planes() const { return chunks <= stages; }
@@ -130,7 +133,7 @@ inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, int elem
   s.notes_offset = 16 * (launch.stages + weight_buffers);
   s.steps_offset = s.notes_offset + kTileWgmmaThreads / 32 * kTileWgmmaNoteBytes;
   // Lanes that have no step read on past the last.
-  s.weight_offset = (s.steps_offset + 4 * (steps + 2 * kTileWgmmaGroupSteps) + 127) / 128 * 128;
+  s.weight_offset = (s.steps_offset + 4 * (steps + kTileWgmmaGroupSteps) + 127) / 128 * 128;
   s.planes_offset = s.weight_offset + weight_buffers * launch.weight_steps * kTileWgmmaStepBytes;
   s.rows_offset =
       s.planes_offset + static_cast<size_t>(launch.stages) * 2 * launch.chunk_steps * s.plane * 16;

@@ -227,8 +227,12 @@ void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, co
     CHECK(launch.weight_streams() == 1 && (by_tiles || by_pixels), context);
   } else {
     // One buffer is multiplied, one waits for its products: at least one more is filled meanwhile.
-    CHECK(launch.weight_stages >= 3 && launch.weight_steps == convt::kTileWgmmaGroupSteps, context);
+    CHECK(launch.weight_stages >= 3 && launch.weight_steps <= convt::kTileWgmmaGroupSteps, context);
   }
+  // A cluster's blocks share the weight of each turn, and take as many turns.
+  const int64_t pixel_tiles = launch.tiles_w * launch.tiles_h * launch.tiles_n;
+  CHECK(launch.cluster == 1 || (launch.cluster == 2 && !launch.keeps_weight), context);
+  CHECK(pixel_tiles % launch.cluster == 0 && launch.grid % launch.cluster == 0, context);
 }
 
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,

@@ -6,8 +6,8 @@
 //
 //   6 stage input     chunk after chunk, into a ring of plane buffers: NHWC by asynchronous copies, NCHW by
 //                     asynchronous copies of rows that they then turn into planes
-//   2 load the weight either once, where all of it fits, or four channel steps at a time into a ring of
-//                     buffers, by bulk copies
+//   2 load the weight either once, where all of it fits, or a group of channel steps at a time into a ring of
+//                     buffers, by bulk copies; the two blocks of a cluster share what they load
 //   8 multiply        as two warpgroups: 64 x 256 or 128 x 128 sums stay in the registers of each; it stores
 //                     them while the other multiplies
 //
@@ -43,7 +43,9 @@ struct WgmmaParams : Params<T> {
   TileWgmmaDivision division;
   int stages, row_stages, weight_stages;
   int weight_streams;                        // one that both warpgroups read, or one for each
-  int grid;                                  // thread blocks
+  int group_steps;                           // channel steps that are multiplied together
+  int cluster, clusters;                     // thread blocks of a cluster, and how many
+  int turns;                                 // of a cluster's blocks: pieces of work side by side
   int chunk_bytes, row_bytes, weight_bytes;  // of one buffer of planes, of rows, of the weight
   unsigned notes_offset, steps_offset, weight_offset;
   int64_t row_tile_stride, chunk_stride;  // of the packed weight, in bytes
@@ -95,6 +97,13 @@ struct RingPlace {
     slot += count;
     while (slot >= stages) {
       slot -= stages;
+      parity ^= 1;
+    }
+  }
+
+  __device__ void advance(int stages) {
+    if (++slot == stages) {
+      slot = 0;
       parity ^= 1;
     }
   }
@@ -198,18 +207,31 @@ struct TileNote {
   }
 };
 
-// Works that one of the warpgroups takes, and those of their row tiles that it multiplies: unit after unit of
-// kRowTiles row tiles.
+// Of this block in a cluster of two.
+__device__ inline int cluster_rank() { return afresh(static_cast<int>(blockIdx.x)) & 1; }
+
+// The blocks of a cluster take the same row tiles of neighbouring tiles of pixels in a turn.
+template <typename T>
+__device__ inline Tile tile_of_turn(const WgmmaParams<T>& p, int turn) {
+  if (p.cluster == 1) return locate_tile(p, turn);
+  const auto by_rows = p.tiles_m.divide(turn);
+  const int pixel_tile = 2 * by_rows.quotient + cluster_rank();
+  return locate_tile(p, pixel_tile * p.tiles_m + by_rows.remainder);
+}
+
+// The turns that one of the warpgroups takes part in, and the row tiles that it multiplies in each: unit
+// after unit of kRowTiles row tiles.
 template <typename Config>
 struct Schedule {
   template <typename T>
-  __device__ static int first_work(const WgmmaParams<T>& p, int warpgroup) {
-    return static_cast<int>(blockIdx.x) + (p.divides(TileWgmmaDivision::kTiles) ? warpgroup * p.grid : 0);
+  __device__ static int first_turn(const WgmmaParams<T>& p, int warpgroup) {
+    return static_cast<int>(blockIdx.x) / p.cluster +
+           (p.divides(TileWgmmaDivision::kTiles) ? warpgroup * p.clusters : 0);
   }
 
   template <typename T>
-  __device__ static int work_step(const WgmmaParams<T>& p) {
-    return p.grid * (p.divides(TileWgmmaDivision::kTiles) ? kGroups : 1);
+  __device__ static int turn_step(const WgmmaParams<T>& p) {
+    return p.clusters * (p.divides(TileWgmmaDivision::kTiles) ? kGroups : 1);
   }
 
   // Both warpgroups go through the same number of rounds.
@@ -268,9 +290,9 @@ __device__ inline void load_weight(const WgmmaParams<T>& p, int warpgroup) {
   const Ring ring = weight_ring(p, warpgroup);
   const unsigned char* const packed = reinterpret_cast<const unsigned char*>(p.packed_weight);
   RingPlace place;
-  for (int work = Schedule<Config>::first_work(p, warpgroup); work < p.works;
-       work += Schedule<Config>::work_step(p)) {
-    const Tile tile = locate_tile(p, work);
+  for (int turn = Schedule<Config>::first_turn(p, warpgroup); turn < p.turns;
+       turn += Schedule<Config>::turn_step(p)) {
+    const Tile tile = tile_of_turn(p, turn);
     const int rounds = Schedule<Config>::rounds(p, tile);
     for (int round = 0; round < rounds; ++round) {
       const int number = Schedule<Config>::row_tile(p, tile, round, warpgroup);
@@ -284,13 +306,19 @@ __device__ inline void load_weight(const WgmmaParams<T>& p, int warpgroup) {
 #pragma unroll
         for (int block = 0; block < Config::kRowTiles; ++block) {
           const unsigned char* source = unit + block * p.row_tile_stride + chunk * p.chunk_stride;
-          for (int left = counts[block]; left > 0; left -= kGroupSteps) {
-            const int bytes = min(left, kGroupSteps) * kStepBytes;
+          for (int left = counts[block]; left > 0; left -= p.group_steps) {
+            const int bytes = min(left, p.group_steps) * kStepBytes;
             wait(ring.empty(place.slot), place.parity ^ 1);
             arrive_and_expect(ring.full(place.slot), bytes);
-            copy_bulk(weight_buffer(p, warpgroup, place.slot), source, bytes, ring.full(place.slot));
+            if (p.cluster == 1) {
+              copy_bulk(weight_buffer(p, warpgroup, place.slot), source, bytes, ring.full(place.slot));
+            } else {
+              const int half = bytes / 2, before = cluster_rank() * half;
+              copy_bulk_to_both(weight_buffer(p, warpgroup, place.slot) + before, source + before, half,
+                                ring.full(place.slot));
+            }
             source += bytes;
-            place.advance(1, p.weight_stages);
+            place.advance(p.weight_stages);
           }
         }
       }
@@ -312,14 +340,14 @@ template <typename T, typename Config>
 struct Staging {
   const WgmmaParams<T>& p;
   TileNote<T> note;
-  int work, round = 0, chunk = 0;
+  int turn, round = 0, chunk = 0;
 
   __device__ explicit Staging(const WgmmaParams<T>& params)
-      : p(params), note{params}, work(static_cast<int>(blockIdx.x)) {
+      : p(params), note{params}, turn(static_cast<int>(blockIdx.x) / params.cluster) {
     open();
   }
 
-  __device__ bool done() const { return work >= p.works; }
+  __device__ bool done() const { return turn >= p.turns; }
 
   // Starts to copy the next chunk to `stage`.
   __device__ void copy(unsigned char* stage) {
@@ -331,13 +359,13 @@ struct Staging {
     chunk = 0;
     if (!p.keeps_planes && ++round < Schedule<Config>::rounds(p, note.read())) return;
     round = 0;
-    work += p.grid;
+    turn += p.clusters;
     open();
   }
 
  private:
   __device__ void open() {
-    if (!done()) note.write(locate_tile(p, work));
+    if (!done()) note.write(tile_of_turn(p, turn));
   }
 };
 
@@ -360,7 +388,7 @@ __device__ inline void stage_pixel_chunks(const WgmmaParams<T>& p) {
     } else {
       announce(ring.full(place.slot));
     }
-    place.advance(1, p.stages);
+    place.advance(p.stages);
   }
 }
 
@@ -419,7 +447,7 @@ __device__ inline void stage_row_chunks(const WgmmaParams<T>& p) {
     const int turned = copied - left + (copied < left ? p.row_stages : 0);
     turn_exact_rows(p, static_cast<int>(before & 15), row_buffer(p, turned), plane_buffer(p, place.slot));
     announce(ring.full(place.slot));
-    place.advance(1, p.stages);
+    place.advance(p.stages);
     before >>= 4;
     --left;
   }
@@ -453,21 +481,20 @@ struct WeightReader {
     } else {
       address = weight_buffer(p, stream(p), place.slot);
       wait(weight_ring(p, stream(p)).full(place.slot), place.parity);
-      place.advance(1, p.weight_stages);
+      place.advance(p.weight_stages);
     }
     return wgmma_descriptor(address, kRows);
   }
 };
 
-// Starts the products of kSteps channel steps. `a` and `planes` are descriptors, of the first step's weight
-// and of the chunk's planes; `entry` is the place of the entry in the table of step lane % kSteps.
+// Starts the products of kSteps channel steps. `a` is the descriptor of the first step's weight; lane
+// `first` + i has that of step i's planes.
 template <int kSteps, typename T, typename Config>
 __device__ inline void multiply_steps(UnitSums<Config>& sums, int block, unsigned a, unsigned planes,
-                                      unsigned entry, int adds) {
-  const unsigned places = planes + load_word(entry);
+                                      int first, int adds) {
   unsigned b[kSteps];
 #pragma unroll
-  for (int i = 0; i < kSteps; ++i) b[i] = uniform(places, i);
+  for (int i = 0; i < kSteps; ++i) b[i] = uniform(planes, first + i);
   a = uniform(a);
   wgmma_fence();
 #pragma unroll
@@ -481,6 +508,27 @@ __device__ inline void multiply_steps(UnitSums<Config>& sums, int block, unsigne
   wgmma_commit();
 }
 
+// Starts the products of a group of `count` channel steps.
+template <typename T, typename Config>
+__device__ inline void multiply_group(UnitSums<Config>& sums, int block, unsigned a, unsigned planes,
+                                      int count, int adds) {
+  constexpr int kHalf = kGroupSteps / 2;
+  if (count == kGroupSteps) {
+    multiply_steps<kGroupSteps, T, Config>(sums, block, a, planes, 0, adds);
+    return;
+  }
+  int step = 0;
+  if (count >= kHalf) {
+    multiply_steps<kHalf, T, Config>(sums, block, a, planes, 0, adds);
+    step = kHalf;
+  }
+#pragma unroll 1
+  for (; step < count; ++step) {
+    multiply_steps<1, T, Config>(sums, block, a + step * (kStepBytes / 16), planes, step,
+                                 step > 0 ? 1 : adds);
+  }
+}
+
 // Buffers whose products are under way: they are given back once those are finished.
 struct InUse {
   int weight = -1, planes = -1;  // slots
@@ -488,7 +536,11 @@ struct InUse {
   template <typename T>
   __device__ void give_back(const WgmmaParams<T>& p, int stream) {
     if (threadIdx.x % 32 == 0) {
-      if (weight >= 0) arrive(weight_ring(p, stream).empty(weight));
+      if (weight >= 0) {
+        const unsigned barrier = weight_ring(p, stream).empty(weight);
+        arrive(barrier);
+        if (p.cluster > 1) arrive_at(barrier, cluster_rank() ^ 1);
+      }
       if (planes >= 0) arrive(plane_ring(p).empty(planes));
     }
     weight = planes = -1;
@@ -822,9 +874,9 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
   RingPlace place;
   InUse in_use;
   if (p.divides(TileWgmmaDivision::kTiles)) place.advance(warpgroup * p.chunks, p.stages);
-  for (int work = Schedule<Config>::first_work(p, warpgroup); work < p.works;
-       work += Schedule<Config>::work_step(p)) {
-    note.write(locate_tile(p, work));
+  for (int turn = Schedule<Config>::first_turn(p, warpgroup); turn < p.turns;
+       turn += Schedule<Config>::turn_step(p)) {
+    note.write(tile_of_turn(p, turn));
     weight.open(p);
     for (int round = 0; round < Schedule<Config>::rounds(p, note.read()); ++round) {
       const bool first_use = !p.keeps_planes || round == 0;
@@ -852,26 +904,12 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
             wgmma_descriptor(shared_address(plane_buffer(p, at.slot)), p.shared.plane) + first_pixel();
 #pragma unroll
         for (int block = 0; block < Config::kRowTiles; ++block) {
-          unsigned entry =
-              shared_address(block_shared()) + p.steps_offset +
-              4 * (steps[block].first + afresh(static_cast<int>(threadIdx.x)) % (2 * kGroupSteps));
+          unsigned entry = shared_address(block_shared()) + p.steps_offset +
+                           4 * (steps[block].first + afresh(static_cast<int>(threadIdx.x)) % kGroupSteps);
           for (int left = uniform(steps[block].count); left > 0;) {
-            const int slot = weight.place.slot;
-            const bool many = p.keeps_weight && left >= 2 * kGroupSteps;
-            const int count = many ? 2 * kGroupSteps : min(left, kGroupSteps);
-            unsigned a = weight.next(p, count);
-            if (many) {
-              multiply_steps<2 * kGroupSteps, T, Config>(sums, block, a, chunk_planes, entry, adds[block]);
-            } else if (count == kGroupSteps) {
-              multiply_steps<kGroupSteps, T, Config>(sums, block, a, chunk_planes, entry, adds[block]);
-            } else {
-#pragma unroll 1
-              for (int i = 0; i < count; ++i) {
-                multiply_steps<1, T, Config>(sums, block, a, chunk_planes, entry + 4 * i, adds[block]);
-                a += kStepBytes / 16;
-                adds[block] = 1;
-              }
-            }
+            const int slot = weight.place.slot, count = min(left, p.group_steps);
+            const unsigned planes = chunk_planes + load_word(entry);
+            multiply_group<T, Config>(sums, block, weight.next(p, count), planes, count, adds[block]);
             adds[block] = 1;
             entry += 4 * count;
             left -= count;
@@ -889,18 +927,18 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
           }
           in_use.planes = at.slot;
         }
-        at.advance(1, p.stages);
+        at.advance(p.stages);
       }
       wgmma_wait<0>();
       hold<Config>(sums);
       in_use.give_back(p, weight.stream(p));
       if (last_use) place = at;
       if (p.bias != nullptr) bias.add_to(sums);
-      note.put_aside(0, work, round, place.slot, place.parity);
+      note.put_aside(0, turn, round, place.slot, place.parity);
       note.put_aside(1, weight.place.slot, weight.place.parity, warpgroup, 0);
       store_unit<T, Config>(p, note, number, first_pixel(), sums);
       int unused;
-      note.bring_back(0, work, round, place.slot, place.parity);
+      note.bring_back(0, turn, round, place.slot, place.parity);
       note.bring_back(1, weight.place.slot, weight.place.parity, warpgroup, unused);
       warpgroup = uniform(warpgroup);
       weight.warpgroup = warpgroup;
@@ -931,12 +969,13 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
       const Ring weight = weight_ring(p, stream);
       for (int i = 0; i < p.weight_stages; ++i) {
         init_barrier(weight.full(i), 1);
-        init_barrier(weight.empty(i), 4 * kGroups / p.weight_streams);
+        init_barrier(weight.empty(i), 4 * kGroups / p.weight_streams * p.cluster);
       }
     }
     fence_barriers();
   }
   __syncthreads();
+  if (p.cluster > 1) sync_cluster();  // the other block's barriers are ready
   if (thread < kHelpers) {
     release_registers<kHelperRegisters>();
     if (thread >= kStagers) {
@@ -957,6 +996,7 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
     claim_registers<kMultiplierRegisters>();
     multiply_works<T, Config>(p);
   }
+  if (p.cluster > 1) sync_cluster();  // nobody copies to an ended block
 #endif
 }
 
@@ -973,7 +1013,9 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   const TileWgmmaShared shared = tile_wgmma_shared(launch, kSize, problem.output_channels_last);
   set_params(p, problem, launch, shared, launch.lines(), kStagers, workspace);
   p.division = launch.division;
-  p.grid = static_cast<int>(launch.grid);
+  p.cluster = launch.cluster;
+  p.clusters = static_cast<int>(launch.grid) / launch.cluster;
+  p.turns = static_cast<int>(launch.works()) / launch.cluster;
   p.stages = launch.stages;
   p.row_stages = launch.row_stages;
   p.weight_stages = launch.weight_stages;
@@ -981,6 +1023,7 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.chunk_bytes = 2 * launch.chunk_steps * shared.plane * 16;
   p.row_bytes = static_cast<int>(tile_mma_row_bytes(shared, launch.chunk_steps, kSize));
   p.weight_bytes = launch.weight_steps * kStepBytes;
+  p.group_steps = std::min(launch.weight_steps, kGroupSteps);
   p.notes_offset = static_cast<unsigned>(shared.notes_offset);
   p.steps_offset = static_cast<unsigned>(shared.steps_offset);
   p.weight_offset = static_cast<unsigned>(shared.weight_offset);
@@ -1000,7 +1043,7 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.stride_w = launch.taps_w.stride;
   p.stores_pieces = launch.stores_pieces(p.store_bytes, problem.output_channels_last, kSize);
   // It begins while the weight is packed: only the loaders read that.
-  return launch_early(kernel, launch.grid, kTileWgmmaThreads, launch.shared_bytes, stream, p);
+  return launch_early(kernel, launch.grid, kTileWgmmaThreads, launch.shared_bytes, stream, p, launch.cluster);
 }
 
 // Calls the instantiation for launch.config.

@@ -18,11 +18,12 @@ using WgmmaSums = float[kWgmmaSumColumns / 8][4];
 
 // The descriptor of an operand without swizzle, in two words: the address in 16 bytes and, from bit 16 on,
 // how far apart its 8 x 8 blocks lie along the products' depth, in 16 bytes; then how far apart they lie
-// along its rows or columns: 128 bytes, side by side.
+// along its rows or columns: 128 bytes, side by side. Addresses of a cluster's blocks differ above those that
+// a block has itself.
 inline constexpr unsigned kWgmmaDescriptorHigh = 128 / 16;
 
 __device__ inline unsigned wgmma_descriptor(unsigned address, unsigned depth_pitch) {
-  return depth_pitch << 16 | address / 16;
+  return depth_pitch << 16 | (address / 16 & 0x3fff);
 }
 
 // Orders this warp's earlier accesses of registers before the products that follow.
@@ -141,6 +142,31 @@ __device__ inline void copy_bulk(unsigned destination, const void* source, unsig
           destination),
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
+}
+
+// The same for both blocks of a cluster: the copy goes to the same place in each and counts towards its
+// barrier.
+__device__ inline void copy_bulk_to_both(unsigned destination, const void* source, unsigned bytes,
+                                         unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
+      "[%3], %4;" ::"r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier), "h"(static_cast<unsigned short>(3))
+      : "memory");
+}
+
+// Arrives at the barrier in the same place of block `rank` of the cluster.
+__device__ inline void arrive_at(unsigned barrier, int rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+// A barrier of all threads of the cluster that have not ended.
+__device__ inline void sync_cluster() {
+  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
 }
 
 // Waits until the phase of this parity is complete.
