@@ -4,11 +4,13 @@
 #   TORCH                  the torch to build and test with
 #   TORCH_CUDA_ARCH_LIST   the GPU architectures to build for (default: see setup.py)
 #   PYTEST_ARGS            more arguments for pytest
+#   SWEEP_ARGS             arguments for sweep, such as '--precisions tf32 --merge'
 #   MATRIX                 pairs PYTHON:TORCH for test-matrix, such as 3.12:2.11.0 (default: see scripts/test_matrix.py)
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
 PYTEST_ARGS ?=
+SWEEP_ARGS ?=
 MATRIX ?=
 
 VENV := .venv
@@ -18,7 +20,7 @@ STAMPS := build/stamps
 SOURCES := $(shell find cuda include src/convt_ext -not -name '*.pyc' -not -name __pycache__) setup.py pyproject.toml
 CXX_FILES = $(shell find cuda include tests/cpp examples/cpp -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help wheel demo test test-matrix lint format source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
+.PHONY: help wheel demo test test-matrix lint format docs-tables source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -82,6 +84,9 @@ format: $(VENV)/stamp  ## format Python, C++ and CUDA files in place
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
+docs-tables:  ## rewrite the tables of docs/accuracy.md from benchmarks/results/h100.json
+	$(PYTHON) benchmarks/docs_tables.py
+
 source-hash:  ## print the hash of the sources that benchmark results name
 	@$(PYTHON) scripts/source_hash.py
 
@@ -113,7 +118,8 @@ gpu-bench: build/gpu/stamp  ## benchmark that build; writes benchmarks/results/<
 	$(GPU_RUN) -m benchmarks.run --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py)
 
 sweep: build/gpu/stamp  ## time other launches beside the plan's; writes benchmarks/results/<gpu>-sweep.json and .md
-	$(GPU_RUN) -m benchmarks.sweep --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py)
+	$(GPU_RUN) -m benchmarks.sweep --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py) \
+		$(SWEEP_ARGS)
 
 COMPUTE_SANITIZER ?= $(shell command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 # torch probes for features with calls that may fail; their return codes are no errors.

@@ -24,6 +24,8 @@ LIMITS = {
     "fp16": 1.01 * 2.0**-11 + 1e-6,
     "bf16": 1.01 * 2.0**-8 + 1e-6,
 }
+# Largest relative Frobenius error over the cases, where more is promised than follows from the above: cuDNN's.
+FROBENIUS_LIMITS = {"ieee": 8.2e-7}
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,17 @@ def errors(output: Tensor, ref: Reference) -> Errors:
     frobenius = difference.norm() / ref.value.norm()
     scale = ref.magnitude.clamp(min=torch.finfo(output.dtype).smallest_normal)
     return Errors(float(frobenius), float(difference.abs_().div_(scale).max()))
+
+
+def broken_promises(found: Errors, precision: str, slack: float = 1.0) -> list[str]:
+    """What is wrong with errors of a result computed in `precision`, in words; `slack` multiplies what is allowed."""
+    scaled, frobenius = slack * LIMITS[precision], slack * FROBENIUS_LIMITS.get(precision, math.inf)
+    messages = []
+    if not found.scaled_max <= scaled:  # NaN is wrong too
+        messages.append(f"max |error| / sum |x| |w| is {found.scaled_max:.2e}, promised is {scaled:.2e}")
+    if not found.frobenius <= frobenius:
+        messages.append(f"the relative Frobenius error is {found.frobenius:.2e}, promised is {frobenius:.2e}")
+    return messages
 
 
 def poisoned_output(call: Callable[[], Tensor], attempts: int = 4) -> tuple[Tensor, bool]:

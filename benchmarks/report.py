@@ -27,7 +27,7 @@ class Row:
     case: str
     precision: str  # what the user asked for: ieee, tf32, fp16, bf16
     layout: str  # nchw or nhwc (channels_last)
-    ours_precision: str = ""  # what our kernel computed in
+    ours_precision: str = ""  # what our kernel computed in, as its plan says
     kernel: str = ""  # the plan line
     ours_us: float | None = None
     baseline_us: float | None = None
@@ -149,16 +149,19 @@ def derive(rows: Sequence[Row]) -> None:
             row.floor_share = row.floor_us / row.ours_us
 
 
+def check_same_source(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises ValueError when a file and a run, given by their meta, are of different sources, GPUs or versions."""
+    for name in SAME_SOURCE:
+        if old.get(name) != new.get(name):
+            raise ValueError(f"cannot merge: {name} is {old.get(name)} in the file and {new.get(name)} in this run")
+
+
 def merge(old: Results, new: Results, order: Sequence[tuple[str, str, str]]) -> Results:
     """The old file with the rows of a new run put in their places, in table order.
 
     Raises ValueError when the two were measured on different sources, GPUs or versions.
     """
-    for name in SAME_SOURCE:
-        if old.meta.get(name) != new.meta.get(name):
-            raise ValueError(
-                f"cannot merge: {name} is {old.meta.get(name)} in the file and {new.meta.get(name)} in this run"
-            )
+    check_same_source(old.meta, new.meta)
     rows = {row.key: row for row in old.rows} | {row.key: row for row in new.rows}
     place = {key: i for i, key in enumerate(order)}
     merged = sorted(rows.values(), key=lambda row: place.get(row.key, len(place)))
@@ -185,11 +188,11 @@ def _share(value: float | None) -> str:
     return _number(value, ".0%")
 
 
-def _error(value: float | None) -> str:
+def error_cell(value: float | None) -> str:
     return _number(value, ".1e")
 
 
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+def table(header: Sequence[str], lines: Iterable[Sequence[str]], left: int = 1) -> list[str]:
     """A Markdown table whose first `left` columns are text, the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return ["| " + " | ".join(line) + " |" for line in (header, rule, *lines)] + [""]
@@ -239,8 +242,21 @@ def _summary(results: Results) -> list[str]:
         f"Speed-ups of this library over {results.meta['baseline']} in the same layout and over the better of its two"
         " layouts, then over our own plain kernel.",
         "",
-        *_table(header, lines, left=2),
+        *table(header, lines, left=2),
     ]
+
+
+def kernel_cell(row: Row) -> str:
+    """The name of the kernel, and what it computed in where that is not what was asked for."""
+    name = row.kernel.split(" ")[0] or "-"
+    return name if row.ours_precision in ("", row.precision) else f"{name} ({row.ours_precision})"
+
+
+def precision_remark(rows: Sequence[Row]) -> list[str]:
+    """A paragraph on rows that were computed in another precision than the one asked for, where there are any."""
+    if not any(row.ours_precision == "ieee" != row.precision for row in rows):
+        return []
+    return ["A kernel with *(ieee)* beside it computes in IEEE float32, more accurately than what was asked for.", ""]
 
 
 def _precision_table(precision: str, rows: Sequence[Row], baseline: str) -> list[str]:
@@ -266,7 +282,7 @@ def _precision_table(precision: str, rows: Sequence[Row], baseline: str) -> list
         [
             row.case,
             row.layout.upper(),
-            row.kernel.split(" ")[0] or "-",
+            kernel_cell(row),
             _us(row.ours_us),
             _us(row.baseline_us),
             _times(row.speedup),
@@ -274,19 +290,16 @@ def _precision_table(precision: str, rows: Sequence[Row], baseline: str) -> list
             _us(row.floor_us),
             _share(row.floor_share),
             _number(None if row.ours_us is None else 2e-6 * row.macs / row.ours_us, ".1f"),
-            _error(row.ours_frobenius),
-            _error(row.baseline_frobenius),
-            _error(row.ours_scaled_max),
-            _error(row.baseline_scaled_max),
+            error_cell(row.ours_frobenius),
+            error_cell(row.baseline_frobenius),
+            error_cell(row.ours_scaled_max),
+            error_cell(row.baseline_scaled_max),
             *(_us(row.forced_us.get(name)) for name in forced),
         ]
         for row in rows
     ]
-    computed = sorted({row.ours_precision for row in rows if row.ours_precision})
-    remark = []
-    if precision == "tf32" and computed == ["ieee"] and baseline == "cuDNN":
-        remark = [f"Our kernels compute in IEEE float32 here; {baseline} computes in TF32.", ""]
-    return [f"## {PRECISION_TITLES.get(precision, precision)}", "", *remark, *_table(header, lines, left=3)]
+    title = f"## {PRECISION_TITLES.get(precision, precision)}"
+    return [title, "", *precision_remark(rows), *table(header, lines, left=3)]
 
 
 def _losses(results: Results, baseline: str) -> list[str]:
@@ -302,7 +315,7 @@ def _losses(results: Results, baseline: str) -> list[str]:
         for row in lost
     ]
     header = ["case", "precision", "layout", "ours us", f"{baseline} us", "speed-up"]
-    return [*title, *_table(header, lines, left=3)]
+    return [*title, *table(header, lines, left=3)]
 
 
 def _remarks(results: Results) -> list[str]:
@@ -324,7 +337,7 @@ def _overhead(results: Results) -> list[str]:
         "",
         "Host time of one eager call on a small problem, microseconds, median.",
         "",
-        *_table(["mode", *names], lines),
+        *table(["mode", *names], lines),
     ]
 
 

@@ -2,8 +2,9 @@
 
     python scripts/test_matrix.py [--wheel WHEEL] [--keep] [PYTHON:TORCH ...]
 
-Without pairs: the oldest supported torch, the one used for development, and the newest. A Python that this machine
-lacks is reported as "not run". An environment takes several GB, and is deleted after its run unless --keep is given.
+Without pairs: every supported minor version of torch, that used for development first, then the oldest and the newest.
+A Python that this machine lacks is reported as "not run". An environment takes several GB, and is deleted after its run
+unless --keep is given.
 Exits with 0 when every pair that could be run passed, and at least one could.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from requirements import requirements
 
 ROOT = Path(__file__).resolve().parents[1]
-PAIRS = ["3.11:2.13.0", "3.10:2.10.0", "3.13:2.15.0"]
+PAIRS = ["3.11:2.13.0", "3.10:2.10.0", "3.13:2.15.0", "3.12:2.11.0", "3.12:2.12.1", "3.12:2.14.1"]
 
 
 @dataclass(frozen=True)

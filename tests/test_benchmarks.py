@@ -189,6 +189,21 @@ def test_errors_see_a_wrong_and_a_missing_element() -> None:
     assert not accuracy.errors(wrong, ref).scaled_max <= accuracy.LIMITS["ieee"]
 
 
+def test_broken_promises_are_told() -> None:
+    right = accuracy.Errors(frobenius=2e-7, scaled_max=5e-7)
+    for precision in accuracy.LIMITS:
+        assert accuracy.broken_promises(right, precision) == []
+        for wrong in (0.1, float("nan")):
+            (message,) = accuracy.broken_promises(accuracy.Errors(right.frobenius, wrong), precision)
+            assert "max |error| / sum |x| |w|" in message
+    tf32 = accuracy.Errors(frobenius=3e-4, scaled_max=5e-4)
+    assert accuracy.broken_promises(tf32, "tf32") == []
+    assert len(accuracy.broken_promises(tf32, "ieee")) == 2
+    (message,) = accuracy.broken_promises(accuracy.Errors(frobenius=1e-6, scaled_max=5e-7), "ieee")
+    assert message == "the relative Frobenius error is 1.00e-06, promised is 8.20e-07"
+    assert accuracy.broken_promises(accuracy.Errors(frobenius=1e-6, scaled_max=2e-6), "ieee", slack=4.0) == []
+
+
 def test_inputs_repeat() -> None:
     first, second = (accuracy.make_inputs(small_case(), torch.float16, torch.device("cpu")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -269,11 +284,41 @@ def test_report_tables_are_well_formed() -> None:
 
 
 def test_report_says_when_ieee_answers_for_tf32() -> None:
-    row = Row("a", "tf32", "nchw", "ieee", "tile_simt", 10.0, 20.0)
-    remark = "Our kernels compute in IEEE float32 here; cuDNN computes in TF32."
-    assert remark in report.markdown(Results(META, [row]))
+    row = Row("a", "tf32", "nchw", "ieee", "tile_simt x=1", 10.0, 20.0)
+    remark = "A kernel with *(ieee)* beside it computes in IEEE float32"
+    text = report.markdown(Results(META, [row]))
+    assert remark in text
+    assert "| a | NCHW | tile_simt (ieee) | 10.0 |" in text
     row.ours_precision = "tf32"
-    assert remark not in report.markdown(Results(META, [row]))
+    text = report.markdown(Results(META, [row]))
+    assert remark not in text
+    assert "| a | NCHW | tile_simt | 10.0 |" in text
+
+
+def test_report_shows_both_errors_of_both_libraries() -> None:
+    row = Row("a", "tf32", "nchw", "tf32", "tile_mma", 10.0, 20.0)
+    row.ours_frobenius, row.baseline_frobenius, row.ours_scaled_max, row.baseline_scaled_max = 1e-4, 2e-4, 3e-4, 4e-4
+    lines = report.markdown(Results(META, [row])).splitlines()
+    (header,) = [line for line in lines if line.startswith("| case | layout | kernel")]
+    assert "| error ours | error cuDNN | max ours | max cuDNN |" in header
+    assert any("| 1.0e-04 | 2.0e-04 | 3.0e-04 | 4.0e-04 |" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("plan", "asked", "computed"),
+    [
+        ("tile_mma config=1 blocks=2 precision=tf32", "tf32", "tf32"),
+        ("tile_wgmma config=1 precision=ieee", "ieee", "ieee"),
+        ("tile_wgmma config=1 precision=tf32 blocks=3", "ieee", "tf32"),
+        ("tile_simt couts=64", "tf32", "ieee"),
+        ("generic", "tf32", "ieee"),
+        ("aten", "tf32", "ieee"),
+        ("tile_mma config=1", "fp16", "fp16"),
+        ("generic", "bf16", "bf16"),
+    ],
+)
+def test_precision_is_what_the_plan_says(plan: str, asked: str, computed: str) -> None:
+    assert run.computed_precision(plan, asked) == computed
 
 
 def test_results_survive_saving_and_loading(tmp_path: Path) -> None:
@@ -334,9 +379,10 @@ def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
 
 
 def test_dry_run_writes_both_files(dry_run: Callable[..., int], tmp_path: Path) -> None:
-    assert dry_run("--precisions", "ieee,fp16") == 0
+    precisions = ["ieee", "tf32", "fp16"]
+    assert dry_run("--precisions", ",".join(precisions)) == 0
     results = Results.load(tmp_path / "cpu.json")
-    assert [row.key for row in results.rows] == run.table_keys(["first", "second"], ["ieee", "fp16"], ["nchw", "nhwc"])
+    assert [row.key for row in results.rows] == run.table_keys(["first", "second"], precisions, ["nchw", "nhwc"])
     assert not results.meta["complete"]
     assert results.overhead_us == OVERHEAD
     for row in results.rows:
@@ -344,6 +390,7 @@ def test_dry_run_writes_both_files(dry_run: Callable[..., int], tmp_path: Path) 
         assert row.ours_us
         assert row.baseline_us
         assert row.kernel.startswith("aten")
+        assert row.ours_precision == {"tf32": "ieee"}.get(row.precision, row.precision)
         assert row.images == [0, 1]
     assert (tmp_path / "cpu.md").read_text().startswith("# convt_ext 0.1.0 on cpu\n")
 
@@ -373,6 +420,17 @@ def test_dry_run_reports_a_wrong_result(
     assert dry_run("--cases", "first", "--precisions", "fp16", "--layouts", "nchw") == 1
     (row,) = Results.load(tmp_path / "cpu.json").rows
     assert "promised is" in row.failures[0]
+
+
+def test_dry_run_reports_tf32_that_was_not_allowed(
+    dry_run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convt_ext, "plan", lambda *arguments: "tile_mma precision=tf32")
+    assert dry_run("--cases", "first", "--precisions", "ieee,tf32", "--layouts", "nchw") == 1
+    ieee, tf32 = Results.load(tmp_path / "cpu.json").rows
+    assert (ieee.ours_precision, tf32.ours_precision) == ("tf32", "tf32")
+    assert ieee.failures == ["the plan computes in TF32 where torch does not allow it"]
+    assert not tf32.failures
 
 
 def test_dry_run_reports_a_refusal(
@@ -439,6 +497,29 @@ def test_sweep_report() -> None:
     text = sweep.markdown(rows, meta)
     assert "| kb57 | fp16 | NCHW | 110.0 | 100.0 | 1.100 | 48 | `tile_mma a` | `tile_wgmma b` |" in text
     assert "| kb65 | fp16 | NHWC | 90.0 | 90.0 | 1.000 | 24 | `tile_mma c` | the same |" in text
-    assert "Geometric mean of the ratios 1.049, largest 1.100." in text
+    assert "- fp16: geometric mean of the ratios 1.049, largest 1.100" in text
     assert "WRONG: kb65 fp16 nhwc: `tile_mma d`" in text
     assert sweep.markdown([], meta)
+
+
+def test_sweep_takes_both_modes_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert {"ieee", "tf32", "fp16"} <= set(sweep.parse_arguments([]).precisions)
+    assert sweep.parse_arguments(["--precisions", "tf32,ieee"]).precisions == ["tf32", "ieee"]
+    with pytest.raises(SystemExit):
+        sweep.parse_arguments(["--precisions", "fp8"])
+
+
+def test_sweeps_are_merged(tmp_path: Path) -> None:
+    """Rows of an earlier run of the same sources stay, in table order; those of other sources are refused."""
+    file = tmp_path / "results" / "h100-sweep.json"
+    assert sweep.earlier_rows(file, META) == []
+    first = sweep.SweepRow("kb65", "tf32", "nhwc", "tile_mma c", 90.0, "tile_mma c", 90.0, 24, [])
+    second = sweep.SweepRow("kb57", "ieee", "nchw", "tile_mma a", 110.0, "tile_wgmma b", 100.0, 48, [])
+    third = sweep.SweepRow("kb57", "tf32", "nchw", "tile_simt", 110.0, "tile_simt", 110.0, 48, [])
+    rows = {row.key: row for row in (first, third, second)}
+    sweep.save(rows, META, file)
+    assert sweep.earlier_rows(file, META) == [second, third, first]
+    assert file.with_suffix(".md").read_text().count("\n- ") == 3  # the sources, and the ratios in two precisions
+    with pytest.raises(ValueError, match="cannot merge: source_hash is abc in the file and other in this run"):
+        sweep.earlier_rows(file, META | {"source_hash": "other"})
