@@ -325,6 +325,35 @@ Tensor conv_transpose2d_cpu(const Arguments& a) {
   return copy;
 }
 
+// ---------------------------------------------------------------- precision
+
+// Whether torch allows TF32 for convolutions. The stable ABI has no accessor, so its C++ functions are looked
+// up by their mangled names, which carry the signatures: a changed one is not found, and then the answer is
+// unknown.
+std::optional<bool> tf32_allowed() {
+  using GlobalContext = void* (*)();
+  // at::Float32Op is an enum class over int; CONV is its second value in every version that has this
+  // signature.
+  using AllowTf32 = bool (*)(const void*, std::optional<int>);
+  static const auto global_context =
+      reinterpret_cast<GlobalContext>(dlsym(RTLD_DEFAULT, "_ZN2at13globalContextEv"));
+  static const auto allow_tf32 = reinterpret_cast<AllowTf32>(
+      dlsym(RTLD_DEFAULT, "_ZNK2at7Context14allowTF32CuDNNESt8optionalINS_9Float32OpEE"));
+  if (global_context == nullptr || allow_tf32 == nullptr) return std::nullopt;
+  constexpr int kConv = 1;
+  try {
+    return allow_tf32(global_context(), kConv);
+  } catch (
+      const std::exception&) {  // torch refuses to answer when its old and new settings contradict each other
+    return std::nullopt;
+  }
+}
+
+// Precision is never lowered silently: where torch does not tell, it is not lowered at all.
+Float32Precision float32_precision() {
+  return tf32_allowed().value_or(false) ? Float32Precision::kTf32 : Float32Precision::kIeee;
+}
+
 // ---------------------------------------------------------------- CUDA
 
 void check_cuda(cudaError_t error, const char* what) {
@@ -373,7 +402,7 @@ Plan plan_for(const Problem& p, int device, const char* forced) {
   const DeviceLimits& limits = device_limits(device);
   // All that make_plan reads. An entry is some 2 KB; a model has tens of layers, a thread a few
   // models.
-  using Key = std::array<int64_t, 23>;
+  using Key = std::array<int64_t, 24>;
   struct Hash {
     size_t operator()(const Key& key) const {
       uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over 64-bit words
@@ -386,6 +415,7 @@ Plan plan_for(const Problem& p, int device, const char* forced) {
   if (is_set(forced)) return make_plan(p, limits, forced);
   const Key key = {device,
                    static_cast<int64_t>(p.dtype),
+                   static_cast<int64_t>(p.float32_precision),
                    p.batch,
                    p.groups,
                    p.cin_per_group,
@@ -422,6 +452,7 @@ Plan plan_cuda(const Problem& problem, int device) {
 }
 
 void set_pointers_and_strides(const Arguments& a, Problem& p) {
+  if (p.dtype == DType::kFloat32) p.float32_precision = float32_precision();
   const auto in = a.input.strides(), w = a.weight.strides();
   p.input_stride = a.input.dim() == 4 ? ActivationStrides{in[0], in[1], in[2], in[3]}
                                       : ActivationStrides{0, in[0], in[1], in[2]};
@@ -437,13 +468,34 @@ void set_pointers_and_strides(const Arguments& a, Problem& p) {
 template <typename Launch>
 using TensorCoreKernel = cudaError_t (*)(const Problem&, const Launch&, void*, cudaStream_t);
 
-// The fp16 or the bf16 path of a kernel, after the packing of its weight.
+// The paths of a tensor-core kernel.
 template <typename Launch>
-cudaError_t launch_tensor_cores(const Problem& problem, const Launch& launch, TensorCoreKernel<Launch> fp16,
-                                TensorCoreKernel<Launch> bf16, void* workspace, cudaStream_t stream) {
+struct TensorCorePaths {
+  TensorCoreKernel<Launch> fp16, bf16, tf32, ieee;
+
+  TensorCoreKernel<Launch> of(const Problem& problem) const {
+    switch (problem.dtype) {
+      case DType::kFloat16:
+        return fp16;
+      case DType::kBFloat16:
+        return bf16;
+      default:
+        return problem.float32_precision == Float32Precision::kTf32 ? tf32 : ieee;
+    }
+  }
+};
+
+constexpr TensorCorePaths<TileMmaLaunch> kTileMmaPaths = {launch_tile_mma_fp16, launch_tile_mma_bf16,
+                                                          launch_tile_mma_tf32, launch_tile_mma_ieee};
+constexpr TensorCorePaths<TileWgmmaLaunch> kTileWgmmaPaths = {launch_tile_wgmma_fp16, launch_tile_wgmma_bf16,
+                                                              launch_tile_wgmma_tf32, launch_tile_wgmma_ieee};
+
+// Packs the weight, then multiplies.
+template <typename Launch>
+cudaError_t launch_tensor_cores(const Problem& problem, const Launch& launch,
+                                const TensorCorePaths<Launch>& paths, void* workspace, cudaStream_t stream) {
   const cudaError_t error = launch_pack_fragments(problem, launch, workspace, stream);
-  if (error != cudaSuccess) return error;
-  return (problem.dtype == DType::kFloat16 ? fp16 : bf16)(problem, launch, workspace, stream);
+  return error != cudaSuccess ? error : paths.of(problem)(problem, launch, workspace, stream);
 }
 
 cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cudaStream_t stream) {
@@ -461,11 +513,9 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
                  ? launch_tile_simt_fp32(problem, plan.tile_simt, workspace, stream)
                  : launch_tile_simt_fp16(problem, plan.tile_simt, workspace, stream);
     case Kernel::kTileMma:
-      return launch_tensor_cores(problem, plan.tile_mma, launch_tile_mma_fp16, launch_tile_mma_bf16,
-                                 workspace, stream);
+      return launch_tensor_cores(problem, plan.tile_mma, kTileMmaPaths, workspace, stream);
     case Kernel::kTileWgmma:
-      return launch_tensor_cores(problem, plan.tile_wgmma, launch_tile_wgmma_fp16, launch_tile_wgmma_bf16,
-                                 workspace, stream);
+      return launch_tensor_cores(problem, plan.tile_wgmma, kTileWgmmaPaths, workspace, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -501,28 +551,6 @@ Tensor conv_transpose2d_cuda(const Arguments& a) {
 
 // ---------------------------------------------------------------- information
 
-// Whether torch allows TF32 for convolutions. The stable ABI has no accessor, so its C++ functions are looked
-// up by their mangled names, which carry the signatures: a changed one is not found, and then the answer is
-// unknown.
-std::optional<bool> tf32_allowed() {
-  using GlobalContext = void* (*)();
-  // at::Float32Op is an enum class over int; CONV is its second value in every version that has this
-  // signature.
-  using AllowTf32 = bool (*)(const void*, std::optional<int>);
-  static const auto global_context =
-      reinterpret_cast<GlobalContext>(dlsym(RTLD_DEFAULT, "_ZN2at13globalContextEv"));
-  static const auto allow_tf32 = reinterpret_cast<AllowTf32>(
-      dlsym(RTLD_DEFAULT, "_ZNK2at7Context14allowTF32CuDNNESt8optionalINS_9Float32OpEE"));
-  if (global_context == nullptr || allow_tf32 == nullptr) return std::nullopt;
-  constexpr int kConv = 1;
-  try {
-    return allow_tf32(global_context(), kConv);
-  } catch (
-      const std::exception&) {  // torch refuses to answer when its old and new settings contradict each other
-    return std::nullopt;
-  }
-}
-
 std::string info() {
   const std::optional<bool> tf32 = tf32_allowed();
   std::ostringstream json;
@@ -532,7 +560,7 @@ std::string info() {
        << (!tf32.has_value() ? "unreadable"
            : *tf32           ? "allowed"
                              : "disallowed")
-       << "\", \"fp32\": \"ieee\"}";
+       << "\", \"fp32\": \"" << (float32_precision() == Float32Precision::kTf32 ? "tf32" : "ieee") << "\"}";
   return json.str();
 }
 

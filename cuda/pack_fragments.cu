@@ -5,12 +5,15 @@
 // Mapping: a thread block takes one channel step of the output channels of one block of 16 rows, in one tile
 // of output channels of one group. It brings their weights, all taps, into shared memory in the order in
 // which they lie in global memory, then its threads write one lane's 16 bytes of a fragment at a time, or
-// those of a row in a block: both sides are contiguous. A filter too large for that is read in place.
+// those of a row in a block: both sides are contiguous. A filter too large for that is read in place. Weights
+// of float32 are rounded to TF32, or split into two parts, on their way.
 
 #include <algorithm>
 #include <initializer_list>
+#include <type_traits>
 
 #include "convt/device/launch.cuh"
+#include "convt/device/tf32.cuh"
 #include "convt/kernels.h"
 
 namespace convt {
@@ -38,7 +41,7 @@ struct PackParams {
   bool aligned;  // pieces are contiguous, and begin at multiples of 16 bytes
 };
 
-// Bits of a weight: this kernel moves them and needs no arithmetic.
+// Bits of a weight.
 template <int kBytes>
 struct Bits;
 template <>
@@ -51,7 +54,7 @@ struct Bits<4> {
 };
 
 // The weight in blocks, of tile_wgmma, or in fragments, of tile_mma.
-template <int kBytes, bool kBlocks>
+template <int kBytes, int kParts, bool kBlocks>
 __global__ void __launch_bounds__(kThreads, 4)
     pack_fragments_kernel(const __grid_constant__ PackParams p,
                           const typename Bits<kBytes>::type* __restrict__ weight, uint4* packed) {
@@ -142,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     uint4* const destination =
         packed + (((row_tile * p.all_chunks + step / p.chunk_steps) * p.max_offsets * p.chunk_steps +
                    step % p.chunk_steps) *
-                      p.blocks_m * 32 +
+                      kParts * p.blocks_m * 32 +
                   place);
     const int offset_h = p.taps_h.offset[p.taps_h.begin[set_h] + offset / count_w];
     const int offset_w = p.taps_w.offset[p.taps_w.begin[set_w] + offset % count_w];
@@ -177,13 +180,16 @@ __global__ void __launch_bounds__(kThreads, 4)
         elements[r][i] = element;
       }
     }
-    uint4 bits;
-    memcpy(&bits, elements, sizeof(bits));
-    destination[offset * p.chunk_steps * p.blocks_m * 32] = bits;
+    uint4 parts[kParts];
+    memcpy(parts, elements, sizeof(elements));
+    if constexpr (kBytes == 4) split_tf32(uint4(parts[0]), parts);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+      destination[(offset * p.chunk_steps * kParts + part) * p.blocks_m * 32] = parts[part];
   }
 }
 
-template <int kBytes, bool kBlocks>
+template <int kBytes, int kParts, bool kBlocks>
 cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                         cudaStream_t stream) {
   PackParams p;
@@ -234,7 +240,7 @@ cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, voi
   const unsigned grid =
       static_cast<unsigned>(launch.groups * launch.cout_tiles * cout_parts * launch.channel_steps);
   using Element = typename Bits<kBytes>::type;
-  pack_fragments_kernel<kBytes, kBlocks><<<grid, kThreads, p.staged ? slab : 0, stream>>>(
+  pack_fragments_kernel<kBytes, kParts, kBlocks><<<grid, kThreads, p.staged ? slab : 0, stream>>>(
       p, static_cast<const Element*>(problem.weight), static_cast<uint4*>(workspace));
   return cudaGetLastError();
 }
@@ -243,15 +249,19 @@ cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, voi
 
 cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                   cudaStream_t stream) {
-  switch (element_size(problem.dtype)) {
-    case 2:
-      return launch.packs_blocks ? launch_pack<2, true>(problem, launch, workspace, stream)
-                                 : launch_pack<2, false>(problem, launch, workspace, stream);
-    case 4:
-      return launch_pack<4, false>(problem, launch, workspace, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  const auto pack = [&](auto bytes, auto parts) {
+    constexpr int kBytes = decltype(bytes)::value, kParts = decltype(parts)::value;
+    return launch.packs_blocks ? launch_pack<kBytes, kParts, true>(problem, launch, workspace, stream)
+                               : launch_pack<kBytes, kParts, false>(problem, launch, workspace, stream);
+  };
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  using Four = std::integral_constant<int, 4>;
+  const int64_t size = element_size(problem.dtype);
+  if (size == 2 && launch.parts == 1) return pack(Two{}, One{});
+  if (size == 4 && launch.parts == 1) return pack(Four{}, One{});
+  if (size == 4 && launch.parts == 2) return pack(Four{}, Two{});
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace convt

@@ -270,9 +270,17 @@ bool groups_split_vectors(const Problem& p) {
   return p.output_channels_last && p.groups > 1 && p.cout_per_group < 4;
 }
 
-// A channel step of 16 is mostly padding when a group has fewer channels than half of it.
+// A channel step, 16 channels of 16 bits or 8 of 32, is mostly padding when a group has fewer than half of
+// it.
 bool fills_tensor_cores(const Problem& p) {
-  return p.cin_per_group >= 8 && (p.groups == 1 || p.cout_per_group >= 8);
+  const int64_t least = 16 / element_size(p.dtype);
+  return p.cin_per_group >= least && (p.groups == 1 || p.cout_per_group >= least);
+}
+
+// How operands of float32 are multiplied on tensor cores.
+std::string describe_precision(const TileMmaLaunch& launch) {
+  if (launch.element_size != 4) return "";
+  return launch.parts == 1 ? " precision=tf32" : " precision=ieee";
 }
 
 }  // namespace
@@ -368,7 +376,8 @@ std::string describe(const Plan& plan) {
          << " row_tiles=" << t.row_tiles_per_block << " steps=" << t.chunk_steps << "x" << t.chunks
          << " splits=" << t.splits << " vector=" << t.load_vector << " flat=" << t.flat_rows
          << " workspace=" << t.workspace_bytes << " threads=" << config.threads()
-         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
+         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid
+         << describe_precision(t);
   }
   if (plan.kernel == Kernel::kTileWgmma) {
     const TileWgmmaLaunch& t = plan.tile_wgmma;
@@ -388,7 +397,8 @@ std::string describe(const Plan& plan) {
       if (t.cluster > 1) line << "/" << t.cluster;
     }
     line << " vector=" << t.load_vector << " flat=" << t.flat_rows << " workspace=" << t.workspace_bytes
-         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
+         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid
+         << describe_precision(t);
   }
   return line.str();
 }

@@ -27,6 +27,10 @@ inline int64_t next_power_of_two(int64_t value) {
 // side.
 bool reads_channels_last(const Problem& problem);
 
+// Numbers that tensor cores multiply for each operand: two where the products of float32 are to be as
+// accurate as its own.
+int operand_parts(const Problem& problem);
+
 // The ways to number outputs: from the first output on, and from the first base on where padding is no
 // multiple of the stride (AxisTaps::crop).
 enum class Crop { kNone, kPadding };

@@ -56,6 +56,10 @@ bool reads_channels_last(const Problem& problem) {
   return !(problem.input_stride.w == 1 && problem.input_stride.c != 1);
 }
 
+int operand_parts(const Problem& p) {
+  return p.dtype == DType::kFloat32 && p.float32_precision == Float32Precision::kIeee ? 2 : 1;
+}
+
 bool is_distinct(Crop crop, const Problem& p) {
   return crop == Crop::kNone || p.h.padding % p.h.stride != 0 || p.w.padding % p.w.stride != 0;
 }
@@ -130,6 +134,7 @@ struct Search {
   const DeviceLimits& device;
   const TileMmaVisitor& visit;
   int64_t size = element_size(problem.dtype);
+  int parts = operand_parts(problem);
 
   double all_offsets = 0;  // summed over the phase sets
 
@@ -171,12 +176,14 @@ struct Search {
     const double warps = std::ceil(pixels / config.warp_pixels());  // side by side, with pixels
     // A warp waits for its A fragments; B fragments come at the bandwidth of shared memory, which all warps
     // share. The products grow with both and need no term.
-    const double b_fragments = row_tiles * offsets * steps * warps * config.blocks_n / 2;
+    const double products = parts == 1 ? 1 : 3;  // of a term
+    const double b_fragments = products * row_tiles * offsets * steps * warps * config.blocks_n / 2;
     double busy = 4.7 * b_fragments;
-    double chain = rounds * (offsets * (66 * steps * config.blocks_m + 137 * launch.chunks) + 1560);
+    double chain =
+        rounds * (offsets * (66 * products * steps * config.blocks_m + 137 * launch.chunks) + 1560);
 
     const double turns = launch.chunks > 1 ? rounds * launch.chunks : 1;
-    const double channels = 2.0 * kChannels() * launch.chunk_steps;
+    const double channels = static_cast<double>(launch.step_channels()) * launch.chunk_steps;
     const double bytes = static_cast<double>(size);
     const double load_bytes = bytes * launch.load_vector;
     double copies, sectors;  // instructions of warps, and pieces of 32 bytes that they touch
@@ -213,6 +220,10 @@ struct Search {
       stores = lines * std::ceil(part * width / row_lanes) * std::ceil(couts * row_lanes / 32);
     }
     busy += 5.2 * row_tiles * stores;
+    if (size == 4 && !problem.output_channels_last && launch.taps_w.set_size < launch.taps_w.stride) {
+      // Sectors of the output are written in parts, by several row tiles.
+      busy += 0.75 * static_cast<double>(problem.output_elements()) / static_cast<double>(launch.works());
+    }
     const double sums = config.blocks_m * config.blocks_n;
     chain += rounds * ((problem.output_channels_last ? 182 : 86) * sums + 565 * lines / warps);
 
@@ -227,17 +238,15 @@ struct Search {
                         0.0038 * static_cast<double>(launch.packed_bytes);
     const double add = 0.00028 * static_cast<double>(launch.workspace_bytes - launch.packed_bytes);
     // The constant, the time of two launches, matters beside the estimate of tile_wgmma.
-    return works * (resident * busy + chain) + pack + add + 2500;
+    return (parts == 1 ? 1 : 1.25) * works * (resident * busy + chain) + pack + add + 2500;
   }
-
-  int kChannels() const { return 16 / static_cast<int>(size); }
 
   void consider(TileMmaLaunch launch) {
     const TileMmaConfig& config = kTileMmaConfigs[launch.config];
     // A loose bound in 64 bits first, so that the exact sizes below cannot wrap.
     const int64_t plane = int64_t{launch.images} * (launch.rows + int64_t{launch.taps_h.span}) *
                           (launch.cols + int64_t{launch.taps_w.span});
-    if (plane * 32 * launch.chunk_steps > device.shared_bytes_per_block) return;
+    if (plane * 32 * parts * launch.chunk_steps > device.shared_bytes_per_block) return;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
     // Factors below 2^31 each; in floating point the products cannot wrap.
     const double pixel_tiles = static_cast<double>(launch.tiles_w) * launch.tiles_h * launch.tiles_n;
@@ -245,7 +254,7 @@ struct Search {
     if (blocks > static_cast<double>(kMaxGrid)) return;
     const int64_t steps = int64_t{launch.splits} * launch.chunks * launch.chunk_steps;
     const double fragments =
-        (static_cast<double>(launch.groups) * launch.row_tiles() * steps * launch.max_offsets + 1) *
+        (static_cast<double>(launch.groups) * launch.row_tiles() * steps * launch.max_offsets + 1) * parts *
         config.blocks_m * 32;
     if (fragments > static_cast<double>(kMaxGrid) * 16) return;
     launch.packed_bytes = static_cast<size_t>(fragments) * 16;
@@ -345,12 +354,15 @@ struct Search {
 
   void run() {
     TileMmaLaunch launch;
-    launch.channel_steps = static_cast<int>(ceil_div(problem.cin_per_group, 2 * kChannels()));
+    launch.element_size = static_cast<int>(size);
+    launch.parts = parts;
+    launch.channel_steps = static_cast<int>(ceil_div(problem.cin_per_group, launch.step_channels()));
     launch.input_channels_last = reads_channels_last(problem);
     const int stride_h = static_cast<int>(problem.h.stride), stride_w = static_cast<int>(problem.w.stride);
     const int needed = static_cast<int>(std::min<int64_t>(128, next_power_of_two(problem.cout_per_group)));
     for (int index = 0; index < kTileMmaConfigCount; ++index) {
       const TileMmaConfig& config = kTileMmaConfigs[index];
+      if (size == 4 && !config.takes_float32()) continue;
       launch.config = index;
       launch.blocks_m = config.blocks_m;
       const int rows = config.rows();
@@ -373,8 +385,7 @@ struct Search {
 }  // namespace
 
 const char* tile_mma_obstacle(const Problem& p, const DeviceLimits& device) {
-  if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)
-    return "it has float16 and bfloat16 paths only";
+  if (p.dtype == DType::kFloat64) return "it has no float64 path";
   if (device.compute_capability < 80) return "it needs compute capability 8.0";
   for (const Axis* axis : {&p.h, &p.w}) {
     if (axis->kernel > kTileMmaMaxSide) return "its tables hold 64 taps along an axis";

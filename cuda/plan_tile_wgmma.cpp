@@ -19,6 +19,7 @@ struct Search {
   const DeviceLimits& device;
   const TileWgmmaVisitor& visit;
   int64_t size = element_size(problem.dtype);
+  int parts = operand_parts(problem);
 
   // Of the phase sets: offsets, summed, and the mean of what is waited for and what is started in a chunk of
   // one, two, four and eight channel steps, by halves of groups and by whole ones.
@@ -33,14 +34,14 @@ struct Search {
   // Bytes that a lane stores at once; 0 if output is not stored in aligned pieces (tile_wgmma.cuh).
   int piece_bytes(const TileWgmmaLaunch& launch, const TileWgmmaShared& shared) const {
     const int bytes = aligned_store_bytes(problem, launch, shared, launch.lines(), static_cast<int>(size));
-    return launch.stores_pieces(bytes, problem.output_channels_last, static_cast<int>(size)) ? bytes : 0;
+    return launch.stores_pieces(bytes, problem.output_channels_last) ? bytes : 0;
   }
 
   // What a multiplying warpgroup needs to store 64 pixels of a row tile, in cycles.
   double slice_cycles(const TileWgmmaLaunch& launch, int bytes) const {
     if (problem.output_channels_last) return bytes > 0 ? 579 : 4480;
     if (bytes > 0) return bytes == 4 ? 503 : bytes == 8 ? 203 : 150;
-    return launch.phases_w == launch.taps_w.stride ? 2790 : 4590;
+    return launch.phases_w == launch.taps_w.stride ? 2790 : 2295 * static_cast<double>(size);
   }
 
   // Cycles of a launch, with weights fitted to some 9,000 timed launches of the benchmark cases on an H100
@@ -61,29 +62,35 @@ struct Search {
     while (1 << log2_steps < launch.chunk_steps) ++log2_steps;
     const bool whole_groups = launch.weight_steps >= kTileWgmmaGroupSteps;
     const Groups groups = mean_groups[whole_groups][log2_steps];
-    const double tensor = steps * config.pixels / 2;
+    const double tensor = (parts == 1 ? 1 : 3) * steps * config.pixels / 2;
     const double numbers = static_cast<double>(launch.images - 1) * shared.image_numbers +
                            static_cast<double>(launch.rows - 1) * shared.row_numbers + launch.cols;
     const double own_numbers =
         launch.division == TileWgmmaDivision::kPixels ? std::min<double>(numbers, config.pixels) : numbers;
     const double slices = own_row_tiles * std::ceil(own_numbers / kTileWgmmaSlice);
-    const double multiply = 1.35 * tensor +
-                            own_row_tiles * launch.chunks *
-                                ((launch.keeps_weight ? 44 : 276) * groups.waits + 183 * groups.starts) +
-                            3270 * rounds + 1150 + slice_cycles(launch, piece_bytes(launch, shared)) * slices;
+    const double multiply =
+        1.35 * tensor +
+        own_row_tiles * launch.chunks *
+            ((launch.keeps_weight ? 44 : 276) * groups.waits + (parts == 1 ? 183 : 700) * groups.starts) +
+        3270 * rounds + 1150 + slice_cycles(launch, piece_bytes(launch, shared)) * slices;
 
     const double turns = (launch.keeps_planes() ? 1 : rounds) * launch.chunks;
-    const double channels = 16.0 * launch.chunk_steps;
+    const double channels = static_cast<double>(launch.step_channels()) * launch.chunk_steps;
     const double cols = launch.input_channels_last ? shared.input_cols : shared.staged_cols;
     const double pixels = launch.images * (launch.flat_rows ? shared.image_pixels : shared.input_rows * cols);
     const double staged = turns * pixels * channels;
-    const double stage = launch.input_channels_last ? 1.39 * staged / launch.load_vector + 1210 * turns
-                                                    : 0.798 * staged / launch.load_vector + 1950 * turns;
+    // float32 of NHWC is rounded where it lies, after its copies: they are waited for where no buffer is free
+    // for the next ones.
+    const bool waits =
+        launch.input_channels_last && size == 4 && (launch.stages == 2 || launch.stages == launch.chunks);
+    const double stage = launch.input_channels_last && size == 2
+                             ? 1.39 * staged / launch.load_vector + 1210 * turns
+                             : 0.798 * staged / launch.load_vector + (waits ? 3000 : 1950) * turns;
 
     const double bytes = static_cast<double>(size);
     const double weight =
         launch.keeps_weight ? 0
-                            : steps * kTileWgmmaStepBytes * (by_rows ? kTileWgmmaGroups : 1) / launch.cluster;
+                            : steps * launch.step_bytes() * (by_rows ? kTileWgmmaGroups : 1) / launch.cluster;
     const double output =
         bytes * static_cast<double>(problem.output_elements()) / static_cast<double>(launch.works());
     // Short pieces of output rows end in sectors that are not theirs alone.
@@ -101,12 +108,13 @@ struct Search {
     }
     const double turns_of_blocks =
         std::ceil(static_cast<double>(launch.works()) / (static_cast<double>(launch.grid) * tiles));
-    const double kept = launch.keeps_weight ? 0.038 * launch.weight_steps * kTileWgmmaStepBytes : 0;
+    const double kept = launch.keeps_weight ? 0.038 * launch.weight_steps * launch.step_bytes() : 0;
     return turns_of_blocks * cycles + 11500 + 0.00127 * static_cast<double>(launch.packed_bytes) + kept;
   }
 
   void consider(TileWgmmaLaunch launch) {
-    launch.chunks = static_cast<int>(ceil_div(ceil_div(problem.cin_per_group, 16), launch.chunk_steps));
+    launch.chunks = static_cast<int>(
+        ceil_div(ceil_div(problem.cin_per_group, launch.step_channels()), launch.chunk_steps));
     launch.channel_steps = launch.chunks * launch.chunk_steps;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
     // Factors below 2^31 each; in floating point the products cannot wrap.
@@ -114,7 +122,7 @@ struct Search {
     const double works = pixel_tiles * launch.tiles_m * launch.groups;
     if (works > static_cast<double>(kMaxGrid)) return;
     const double fragments = static_cast<double>(launch.groups) * launch.row_tiles() * launch.channel_steps *
-                             launch.max_offsets * launch.blocks_m * 32;
+                             launch.max_offsets * parts * launch.blocks_m * 32;
     if (fragments > static_cast<double>(kMaxGrid)) return;
     launch.packed_bytes = static_cast<size_t>(fragments) * 16;
     launch.workspace_bytes = launch.packed_bytes;
@@ -122,7 +130,7 @@ struct Search {
 
     const int64_t all_steps = int64_t{all_offsets} * launch.cout_tiles * launch.channel_steps;
     if (launch.division != TileWgmmaDivision::kRowTiles && launch.tiles_m == 1 && launch.groups == 1 &&
-        all_steps * kTileWgmmaStepBytes <= device.shared_bytes_per_block) {
+        all_steps * launch.step_bytes() <= device.shared_bytes_per_block) {
       launch.keeps_weight = true;
       launch.weight_stages = 1;
       launch.weight_steps = static_cast<int>(all_steps);
@@ -168,7 +176,7 @@ struct Search {
   void consider_rows(TileWgmmaLaunch launch) {
     const TileWgmmaConfig& config = kTileWgmmaConfigs[launch.config];
     const int row_tiles = launch.row_tiles();
-    const int steps = static_cast<int>(ceil_div(problem.cin_per_group, 16));
+    const int steps = static_cast<int>(ceil_div(problem.cin_per_group, launch.step_channels()));
     const bool by_rows = launch.division == TileWgmmaDivision::kRowTiles;
     const int unit = config.row_tiles * (by_rows ? kTileWgmmaGroups : 1);
     if (by_rows && row_tiles <= config.row_tiles) return;
@@ -273,10 +281,13 @@ struct Search {
     TileWgmmaLaunch launch;
     launch.blocks_m = kTileWgmmaRows / 16;
     launch.packs_blocks = true;
+    launch.element_size = static_cast<int>(size);
+    launch.parts = parts;
     launch.input_channels_last = reads_channels_last(problem);
     const int stride_w = static_cast<int>(problem.w.stride);
     const bool last = problem.output_channels_last;
     for (int index = 0; index < kTileWgmmaConfigCount; ++index) {
+      if (!kTileWgmmaConfigs[index].takes(parts)) continue;
       launch.config = index;
       for (const bool halves : {false, true}) {
         if (halves && stride_w == 1) break;

@@ -1,11 +1,12 @@
-"""Devices and hypothesis profiles of the test suite, which runs against the installed package."""
+"""Devices, precision and hypothesis profiles of the test suite, which runs against the installed package."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
-from reference import NEEDS_CUDA, TARGETS, Target, skip_without_code_for
+from reference import NEEDS_CUDA, TARGETS, Target, skip_without_code_for, tf32_allowed
 
 try:
     import hypothesis
@@ -23,6 +24,13 @@ def _clean_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A switch set in the caller's shell must not choose the kernels under test."""
     for name in ("CONVT_KERNEL", "CONVT_PRINT_PLAN"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _ieee_float32() -> Iterator[None]:
+    """float32 is IEEE in this process, torch's own included; a test that wants TF32 says so."""
+    with tf32_allowed(False):
+        yield
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,20 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KERNEL_DTYPES = {
     "generic": DTYPES,
     "tile_simt": (torch.float16, torch.bfloat16, torch.float32),
-    "tile_mma": (torch.float16, torch.bfloat16),
-    "tile_wgmma": (torch.float16, torch.bfloat16),
+    "tile_mma": (torch.float16, torch.bfloat16, torch.float32),
+    "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
 }
-# Kernels that a test of any dtype may force, and those for 16-bit types alone.
+# Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
 CUDA_KERNELS = ("generic", "tile_simt")
 TENSOR_CORE_KERNELS = ("tile_mma", "tile_wgmma")
+# What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
+# where `tf32_allowed` says otherwise.
+TENSOR_CORE_PRECISIONS = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "ieee": torch.float32,
+    "tf32": torch.float32,
+}
 NEEDS_CUDA = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a CPU build of torch"),
@@ -39,6 +48,17 @@ def skip_without_code_for(kernel: str) -> None:
         pytest.skip("tile_wgmma needs a build for 9.0a")
 
 
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Sets torch's flag for convolutions."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a test runs: a device type, and the kernel that CONVT_KERNEL forces, if any."""
@@ -52,7 +72,7 @@ class Target:
 
 CUDA_TARGETS = tuple(pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in (None, *CUDA_KERNELS))
 TARGETS = (Target("cpu"), *CUDA_TARGETS)
-# For the `target` fixture of tests of 16-bit types: pytest.mark.parametrize("target", ..., indirect=True).
+# For the `target` fixture: pytest.mark.parametrize("target", ..., indirect=True).
 TENSOR_CORE_TARGETS = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in TENSOR_CORE_KERNELS]
 
 
@@ -174,40 +194,61 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def reference(x: Tensor, w: Tensor, b: Tensor | None, **arguments: Any) -> tuple[Tensor, Tensor]:
-    """The float64 result, and the float64 sum of the magnitudes of the terms behind each of its elements."""
+    """The float64 result, and the float64 sum of the magnitudes of the terms behind each of its elements.
+
+    In the magnitudes a subnormal float32 number counts as the smallest normal one on CUDA: in the formats of the tensor
+    cores the distance between numbers is the same from there down.
+    """
     products = x.numel() * (w.numel() // max(w.shape[0], 1))
     device = x.device if x.is_cuda and products > _PRODUCTS_ON_HOST else torch.device("cpu")
+    least = torch.finfo(torch.float32).smallest_normal if x.is_cuda and x.dtype == torch.float32 else 0.0
     x, w = x.detach().to(device, torch.float64).contiguous(), w.detach().to(device, torch.float64).contiguous()
     b = None if b is None else b.detach().to(device, torch.float64)
     expected = F.conv_transpose2d(x, w, b, **arguments)
-    magnitude = F.conv_transpose2d(x.abs(), w.abs(), None if b is None else b.abs(), **arguments)
+    factors = (t.abs().clamp(min=least).where(t != 0, 0.0) for t in (x, w))
+    magnitude = F.conv_transpose2d(*factors, None if b is None else b.abs(), **arguments)
     return expected, magnitude
+
+
+def float32_precision(device_type: str) -> str:
+    """What torch asks of float32: "tf32" on CUDA where its flag allows that, else "ieee"."""
+    return "tf32" if device_type == "cuda" and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def tolerance(dtype: torch.dtype, expected: Tensor, magnitude: Tensor, taps: int, device_type: str) -> Tensor:
     """The promised bound on the error of each element.
 
-    float32 is computed in IEEE arithmetic; the half types are one rounding of a sum accumulated in float32. On the CPU
-    the op is PyTorch's own, which adds the taps in the half type: one rounding for each of them, one for the channel
-    sum and one for the bias.
+    float32 loses what rounding both factors to TF32 loses where torch allows that, and next to nothing elsewhere; the
+    half types are one rounding of a sum accumulated in float32. On the CPU the op is PyTorch's own, which adds the taps
+    in the half type: one rounding for each of them, one for the channel sum and one for the bias.
     """
     info = torch.finfo(dtype)
     subnormal = info.smallest_normal * info.eps
     if dtype == torch.float64:
         return 1e-13 * magnitude + subnormal
     if dtype == torch.float32:
+        share = 2**-10 if float32_precision(device_type) == "tf32" else 1e-6
         # Each product and each sum may lose half of the smallest subnormal number.
-        return 1e-6 * magnitude + 4096 * subnormal
+        return share * magnitude + 4096 * subnormal
     if device_type == "cpu":
         return info.eps / 2 * 1.01 * (taps + 2) * (magnitude + info.smallest_normal)
     return info.eps / 2 * 1.01 * expected.abs() + 1e-6 * magnitude + subnormal
 
 
 def assert_accurate(
-    actual: Tensor, x: Tensor, w: Tensor, b: Tensor | None, context: str = "", **arguments: Any
+    actual: Tensor,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    context: str = "",
+    known: tuple[Tensor, Tensor] | None = None,
+    **arguments: Any,
 ) -> None:
-    """Checks shape, dtype, device, strides and, element by element, the promised accuracy; all inputs finite."""
-    expected, magnitude = reference(x, w, b, **arguments)
+    """Checks shape, dtype, device, strides and, element by element, the promised accuracy; all inputs finite.
+
+    `known` is what `reference` gave for the same values in another layout.
+    """
+    expected, magnitude = known or reference(x, w, b, **arguments)
     assert actual.shape == expected.shape, f"{context}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     assert (actual.dtype, actual.device) == (x.dtype, x.device), f"{context}: {actual.dtype} on {actual.device}"
     assert_promised_strides(actual, x, context)

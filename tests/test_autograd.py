@@ -159,5 +159,5 @@ def test_gradients_match_in_float32_on_a_large_problem(needed: str, device: str)
     assert exact_leaf is not None
     exact_leaf.requires_grad_()
     (expected,) = torch.autograd.grad(F.conv_transpose2d(*exact, **geometry.arguments).square().sum(), exact_leaf)
-    # PyTorch computes the backward pass, in TF32 on CUDA if that is allowed.
-    torch.testing.assert_close(ours.double().cpu(), expected, rtol=0, atol=2e-3 * expected.abs().max().item())
+    # PyTorch computes the backward pass, in cuDNN's order on CUDA.
+    torch.testing.assert_close(ours.double().cpu(), expected, rtol=0, atol=1e-4 * expected.abs().max().item())

@@ -14,11 +14,14 @@ from reference import (
     KERNEL_DTYPES,
     LAYOUTS,
     NEEDS_CUDA,
+    TENSOR_CORE_KERNELS,
+    TENSOR_CORE_PRECISIONS,
     Geometry,
     assert_accurate,
     assert_promised_strides,
     poison,
     skip_without_code_for,
+    tf32_allowed,
 )
 from torch import Tensor
 
@@ -26,6 +29,7 @@ import convt_ext
 
 pytestmark = list(NEEDS_CUDA)
 kernels = pytest.mark.parametrize("kernel", CUDA_KERNELS)
+all_kernels = pytest.mark.parametrize("kernel", KERNEL_DTYPES)
 
 DCGAN = Geometry("dcgan", (4, 64, 16, 16), 32, (4, 4), stride=(2, 2), padding=(1, 1))
 SMALL = Geometry("small", (2, 6, 5, 4), 9, (3, 3), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=3)
@@ -45,7 +49,7 @@ def call(tensors: tuple[Tensor, Tensor, Tensor | None], geometry: Geometry) -> T
 # ---------------------------------------------------------------- streams and graphs
 
 
-@kernels
+@all_kernels
 def test_graph_capture_and_replay(forced: str) -> None:
     """A captured call computes with what the inputs hold at each replay."""
     x, w, b = DCGAN.tensors(torch.float32, "cuda")
@@ -63,7 +67,7 @@ def test_graph_capture_and_replay(forced: str) -> None:
         assert_accurate(out, x, w, b, forced, **DCGAN.arguments)
 
 
-@kernels
+@all_kernels
 def test_first_call_of_a_shape_can_be_captured(forced: str) -> None:
     """No warm-up is needed: nothing is allocated outside of the graph's pool or synchronised by a plan's first use."""
     geometry = Geometry("never_seen", (3, 7, 11, 13), 5, (3, 5), stride=(2, 1))
@@ -76,7 +80,7 @@ def test_first_call_of_a_shape_can_be_captured(forced: str) -> None:
     assert_accurate(out, x, w, b, **geometry.arguments)
 
 
-@kernels
+@all_kernels
 def test_side_stream(forced: str) -> None:
     """The kernel runs on the current stream, after what that stream has been given before."""
     x, w, b = DCGAN.tensors(torch.float32, "cuda")
@@ -119,7 +123,7 @@ def synchronising_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-@kernels
+@all_kernels
 def test_no_synchronisation(forced: str) -> None:
     tensors = DCGAN.tensors(torch.float32, "cuda")
     call(tensors, DCGAN)  # the first launch of a kernel loads its code, which may wait
@@ -136,7 +140,7 @@ def test_no_synchronisation(forced: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
-@kernels
+@all_kernels
 def test_second_device(forced: str) -> None:
     x, w, b = SMALL.tensors(torch.float32, "cuda:1")
     assert torch.cuda.current_device() == 0
@@ -236,7 +240,7 @@ def test_empty_switches_do_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytes
     assert capfd.readouterr().err == ""
 
 
-@kernels
+@all_kernels
 def test_print_plan(forced: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     tensors = DCGAN.tensors(torch.float32, "cuda")
     call(tensors, DCGAN)
@@ -339,18 +343,29 @@ SANITIZED = (
 )
 
 
-@pytest.mark.sanitize
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(
-    ("kernel", "dtype"),
-    [(kernel, dtype) for kernel, dtypes in KERNEL_DTYPES.items() for dtype in dtypes],
-    ids=str,
-)
-def test_small_problems(forced: str, layout: str, dtype: torch.dtype) -> None:
-    """Every kernel, dtype and layout on odd sizes: what runs under compute-sanitizer."""
+def check_small_problems(layout: str, dtype: torch.dtype) -> None:
     for geometry in SANITIZED:
         x, w, b = geometry.tensors(dtype, "cuda")
         x = LAYOUTS[layout](x)
         poison(geometry.output, dtype, "cuda")
         out = call((x, w, b), geometry)
         assert_accurate(out, x, w, b, geometry.name, **geometry.arguments)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"), [(kernel, dtype) for kernel in CUDA_KERNELS for dtype in KERNEL_DTYPES[kernel]], ids=str
+)
+def test_small_problems(forced: str, layout: str, dtype: torch.dtype) -> None:
+    """Every kernel, dtype and layout on odd sizes: what runs under compute-sanitizer."""
+    check_small_problems(layout, dtype)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@pytest.mark.parametrize("kernel", TENSOR_CORE_KERNELS)
+def test_small_problems_on_tensor_cores(forced: str, layout: str, precision: str) -> None:
+    with tf32_allowed(precision == "tf32"):
+        check_small_problems(layout, TENSOR_CORE_PRECISIONS[precision])

@@ -1,19 +1,21 @@
-"""The examples in docstrings run, and the numbers in the README are those of the committed results."""
+"""The examples in docstrings run, and the numbers in the README and in docs/ are those of the committed results."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
+import pytest
 from processes import run_python
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import docs_tables
+from benchmarks.report import PRECISION_TITLES, Results
+
 ROOT = Path(__file__).resolve().parents[1]
-PRECISIONS = {
-    "float32, IEEE": "float32, IEEE",
-    "float32 where cuDNN may use TF32 (ours stays IEEE)": "float32, TF32 allowed",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-}
+PRECISIONS = tuple(PRECISION_TITLES.values())
 LAYOUTS = {"NCHW": "NCHW", "channels_last": "NHWC"}
 
 
@@ -44,5 +46,29 @@ def test_readme_quotes_the_results() -> None:
     quoted = [row for row in table_rows(ROOT / "README.md") if row[0] in PRECISIONS]
     assert len(quoted) == len(PRECISIONS) * len(LAYOUTS)
     for precision, layout, same, better, rows in quoted:
-        result = measured[PRECISIONS[precision], LAYOUTS[layout]]
+        result = measured[precision, LAYOUTS[layout]]
         assert [same, better, rows] == [result[2], result[3], result[5]]
+
+
+def test_accuracy_page_quotes_the_results() -> None:
+    """Its tables are what `make docs-tables` makes of the results: every row, in every precision."""
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    results = Results.load(ROOT / "benchmarks" / "results" / "h100.json")
+    assert page == docs_tables.rewritten(page, results), "run make docs-tables"
+    sections = {match[2] for match in docs_tables.SECTION.finditer(page)}
+    assert sections == {"source", "summary", *PRECISION_TITLES}
+    rows = [row for row in table_rows(ROOT / "docs" / "accuracy.md") if len(row) == 7 and row[1] in LAYOUTS.values()]
+    assert len(rows) == len(results.rows)
+
+
+def test_tables_are_rewritten_where_they_stand() -> None:
+    results = Results.load(ROOT / "benchmarks" / "results" / "h100.json")
+    page = "before\n<!-- table: summary -->\nold\n<!-- end -->\nbetween\n<!-- table: ieee -->\n<!-- end -->\nafter\n"
+    once = docs_tables.rewritten(page, results)
+    assert "old" not in once
+    assert once.count("<!-- table: ") == once.count("<!-- end -->") == 2
+    kept = ["before", "between", "after"]
+    assert [line for line in once.splitlines() if line in kept] == kept
+    assert docs_tables.rewritten(once, results) == once
+    with pytest.raises(ValueError, match="no table is named times"):
+        docs_tables.rewritten("<!-- table: times -->\n<!-- end -->", results)

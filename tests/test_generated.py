@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import DTYPES, LAYOUTS, TENSOR_CORE_TARGETS, Geometry, Target, assert_accurate, poison
+from reference import (
+    DTYPES,
+    LAYOUTS,
+    TENSOR_CORE_PRECISIONS,
+    TENSOR_CORE_TARGETS,
+    Geometry,
+    Target,
+    assert_accurate,
+    poison,
+    tf32_allowed,
+)
 
 import convt_ext
 
@@ -79,12 +89,13 @@ def test_generated_geometry(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     geometry=geometries(),
-    dtype=st.sampled_from((torch.float16, torch.bfloat16)),
+    precision=st.sampled_from(sorted(TENSOR_CORE_PRECISIONS)),
     input_layout=DRAWN_LAYOUTS,
     weight_layout=DRAWN_LAYOUTS,
     seed=SEEDS,
 )
 def test_generated_geometry_on_tensor_cores(
-    target: Target, geometry: Geometry, dtype: torch.dtype, input_layout: str, weight_layout: str, seed: int
+    target: Target, geometry: Geometry, precision: str, input_layout: str, weight_layout: str, seed: int
 ) -> None:
-    check(target, geometry, dtype, input_layout, weight_layout, seed)
+    with tf32_allowed(precision == "tf32"):
+        check(target, geometry, TENSOR_CORE_PRECISIONS[precision], input_layout, weight_layout, seed)

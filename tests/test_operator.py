@@ -11,6 +11,8 @@ from reference import (
     DTYPES,
     KERNEL_DTYPES,
     LAYOUTS,
+    TARGETS,
+    TENSOR_CORE_TARGETS,
     Geometry,
     Target,
     assert_accurate,
@@ -49,6 +51,7 @@ SAMPLES = (
 )
 samples = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 layouts = pytest.mark.parametrize("layout", sorted(LAYOUTS))
+every_target = pytest.mark.parametrize("target", [*TARGETS, *TENSOR_CORE_TARGETS], indirect=True, ids=str)
 
 
 def test_schema_is_frozen() -> None:
@@ -182,6 +185,7 @@ def test_channels_last_in_channels_last_out(
 
 @samples
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@every_target
 def test_same_input_same_bits(sample: Geometry, layout: str, target: Target) -> None:
     for dtype in (torch.float16, torch.float32):
         x, w, b = sample.tensors(dtype, target.device)
@@ -191,6 +195,7 @@ def test_same_input_same_bits(sample: Geometry, layout: str, target: Target) -> 
             assert torch.equal(first, OP(x, w, b, **sample.arguments))
 
 
+@every_target
 def test_inputs_are_left_alone(target: Target) -> None:
     x, w, b = SAMPLES[2].tensors(torch.float32, target.device)
     copies = [t.clone() for t in (x, w, b) if t is not None]
@@ -201,6 +206,7 @@ def test_inputs_are_left_alone(target: Target) -> None:
         assert out.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
 
 
+@every_target
 def test_many_threads(target: Target) -> None:
     cases = []
     for sample in SAMPLES:
@@ -240,9 +246,10 @@ def test_info() -> None:
     assert info["nvcc"]
     assert info["torch_abi_target"] == "2.10"
     assert info["tf32_flag"] in ("allowed", "disallowed", "unreadable")
-    assert info["fp32"] == "ieee"
+    assert info["fp32"] == ("tf32" if info["tf32_flag"] == "allowed" else "ieee")
 
 
+@every_target
 def test_plan_is_one_line(target: Target) -> None:
     for sample in SAMPLES:
         x, w, b = sample.tensors(torch.float32, target.device)

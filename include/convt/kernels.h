@@ -31,11 +31,19 @@ cudaError_t launch_tile_mma_fp16(const Problem& problem, const TileMmaLaunch& la
                                  cudaStream_t stream);
 cudaError_t launch_tile_mma_bf16(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                  cudaStream_t stream);
+cudaError_t launch_tile_mma_tf32(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                                 cudaStream_t stream);
+cudaError_t launch_tile_mma_ieee(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                                 cudaStream_t stream);
 
 // The same on warpgroup instructions.
 cudaError_t launch_tile_wgmma_fp16(const Problem& problem, const TileWgmmaLaunch& launch, void* workspace,
                                    cudaStream_t stream);
 cudaError_t launch_tile_wgmma_bf16(const Problem& problem, const TileWgmmaLaunch& launch, void* workspace,
+                                   cudaStream_t stream);
+cudaError_t launch_tile_wgmma_tf32(const Problem& problem, const TileWgmmaLaunch& launch, void* workspace,
+                                   cudaStream_t stream);
+cudaError_t launch_tile_wgmma_ieee(const Problem& problem, const TileWgmmaLaunch& launch, void* workspace,
                                    cudaStream_t stream);
 
 }  // namespace convt

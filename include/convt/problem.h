@@ -10,6 +10,9 @@ namespace convt {
 
 enum class DType { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
+// How accurate products of float32 must be: as in float32 itself, or with operands rounded to TF32.
+enum class Float32Precision { kIeee, kTf32 };
+
 // One spatial axis.
 struct Axis {
   int64_t input = 1;           // input pixels
@@ -38,6 +41,7 @@ struct WeightStrides {
 
 struct Problem {
   DType dtype = DType::kFloat32;
+  Float32Precision float32_precision = Float32Precision::kIeee;
   int64_t batch = 1;
   int64_t groups = 1;
   int64_t cin_per_group = 1;

@@ -25,6 +25,8 @@ struct TileMmaConfig {
   constexpr int pixels() const { return warp_pixels() * warps_n; }
   constexpr int warps() const { return warps_m * warps_n; }
   constexpr int threads() const { return 32 * warps(); }
+  // Whether a lane's registers have room for sums of float32, which are there twice where operands are split.
+  constexpr bool takes_float32() const { return blocks_m * blocks_n <= 16; }
 };
 
 // The configurations compiled. The plan refers to them by index.
@@ -94,10 +96,17 @@ struct AxisTaps {
 //
 //   [group][row tile][chunk][offset][channel step of the chunk][block of 16 rows][lane] 16 bytes
 //
-// A channel step is two 16-byte vectors of channels: 16 channels of 16-bit types. Blocks without a tap at an
-// offset hold zeros that no product uses. One more step's fragments follow at the end, for the read ahead.
+// A channel step is two 16-byte vectors of channels: 16 channels of 16-bit types, 8 of float32. Blocks
+// without a tap at an offset hold zeros that no product uses. One more step's fragments follow at the end,
+// for the read ahead.
+//
+// float32 is multiplied as TF32. With two parts, every operand is the sum of two such numbers (convt/device/
+// tf32.cuh): planes and, in each channel step, the packed weight hold all first parts and then all second
+// ones.
 struct TileMmaLaunch {
-  int config = 0;  // index into kTileMmaConfigs
+  int config = 0;        // index into kTileMmaConfigs
+  int element_size = 2;  // of input, weight and output
+  int parts = 1;         // of an operand
   int images = 1;  // the tile in points of the grid: images x rows x cols <= pixels() of the configuration
   int rows = 1;
   int cols = 1;
@@ -132,6 +141,7 @@ struct TileMmaLaunch {
   size_t shared_limit = 0;  // what the device allows one
 
   int couts() const { return 1 << log2_couts; }
+  int step_channels() const { return 32 / element_size; }
   int phase_sets() const { return taps_h.sets * taps_w.sets; }
   int row_tiles() const { return cout_tiles * phase_sets(); }
   int64_t works() const { return tiles_m * tiles_w * tiles_h * tiles_n * splits * groups; }
@@ -140,7 +150,7 @@ struct TileMmaLaunch {
 // The block's shared memory, in bytes from its start:
 //
 //   offsets      [offsets of all phase sets] {bytes into the staged input, mask of row blocks}
-//   planes       [plane_buffers][2 * chunk_steps][plane] 16 bytes: channel planes
+//   planes       [plane_buffers][parts][2 * chunk_steps][plane] 16 bytes: channel planes
 //   rows         [2 * chunk_steps * channels of a vector][row_pitch] element, for NCHW: input that waits to
 //   be
 //                turned into planes; row_padding elements after the channels of each plane
@@ -194,11 +204,20 @@ inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch, int 
   s.plane = (launch.input_channels_last ? pixels : s.row_pitch) | 1;
 }
 
+// Bytes of one buffer of planes.
+inline size_t plane_bytes(const TileMmaShared& s, const TileMmaLaunch& launch) {
+  return static_cast<size_t>(launch.parts) * 2 * launch.chunk_steps * s.plane * 16;
+}
+
 // Bytes of one buffer of rows.
 inline size_t tile_mma_row_bytes(const TileMmaShared& s, int chunk_steps, int element_size) {
   const size_t channels = static_cast<size_t>(16 / element_size);
   return 2 * static_cast<size_t>(chunk_steps) * (channels * s.row_pitch + s.row_padding) * element_size;
 }
+
+// Elements between the output channels of a pixel and those of the next: 16 bytes, so that pixels are aligned
+// and the lanes of a warp write different banks.
+inline int channels_padding(int element_size) { return 16 / element_size; }
 
 inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaConfig& config,
                                      int element_size, bool output_channels_last) {
@@ -208,7 +227,8 @@ inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaC
   s.row_buffers = launch.input_channels_last ? 0 : 1;
   const int slots = launch.taps_h.set_size * launch.taps_w.set_size;
   if (output_channels_last) {
-    s.output_pitch = launch.log2_couts >= 3 ? launch.couts() + 8 : launch.couts();
+    s.output_pitch =
+        launch.log2_couts >= 3 ? launch.couts() + channels_padding(element_size) : launch.couts();
     s.output_bytes = slots * config.warp_pixels() * s.output_pitch * element_size;
   } else {
     s.output_pitch = (config.warp_pixels() + 8) * launch.taps_w.set_size;
@@ -218,8 +238,7 @@ inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaC
   const size_t offsets = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) *
                          static_cast<size_t>(launch.taps_w.begin[launch.taps_w.sets]);
   s.planes_offset = (offsets * 8 + 15) / 16 * 16;
-  s.rows_offset =
-      s.planes_offset + static_cast<size_t>(s.plane_buffers) * 2 * launch.chunk_steps * s.plane * 16;
+  s.rows_offset = s.planes_offset + static_cast<size_t>(s.plane_buffers) * plane_bytes(s, launch);
   s.output_offset = s.rows_offset + s.row_buffers * tile_mma_row_bytes(s, launch.chunk_steps, element_size);
   s.bytes = s.output_offset + static_cast<size_t>(config.warps()) * s.output_bytes;
   return s;

@@ -1,6 +1,8 @@
 // What the plan and the `tile_wgmma` kernel agree on beyond convt/tile_mma.h, whose tiles and taps it uses.
 #pragma once
 
+#include <algorithm>
+
 #include "convt/tile_mma.h"
 
 namespace convt {
@@ -9,12 +11,16 @@ namespace convt {
 struct TileWgmmaConfig {
   int row_tiles;
   int pixels;
+
+  // Whether it is compiled for operands of so many parts: their sums take 128 registers of a thread.
+  constexpr bool takes(int parts) const { return parts * row_tiles * pixels == 256; }
 };
 
 // The configurations compiled. The plan refers to them by index.
 inline constexpr TileWgmmaConfig kTileWgmmaConfigs[] = {
     {1, 256},
     {2, 128},
+    {1, 128},  // of split operands, whose sums are there twice
 };
 inline constexpr int kTileWgmmaConfigCount =
     static_cast<int>(sizeof(kTileWgmmaConfigs) / sizeof(kTileWgmmaConfigs[0]));
@@ -31,7 +37,9 @@ inline constexpr int kTileWgmmaThreads = kTileWgmmaStagers + 32 * kTileWgmmaLoad
 //   [group][row tile][chunk][offset][channel step of the chunk] [vector of channels][row] 16 bytes
 //
 // so that steps which are multiplied one after the other lie one after the other, and are copied together.
-inline constexpr int kTileWgmmaStepBytes = kTileWgmmaRows * 32;
+//
+// Split operands have both columns twice, [part] [vector of channels][row].
+inline constexpr int kTileWgmmaStepBytes = kTileWgmmaRows * 32;  // of one part
 inline constexpr int kTileWgmmaGroupSteps = 8;  // multiplied together, and copied together at most
 
 // What the two warpgroups divide between them.
@@ -56,12 +64,14 @@ struct TileWgmmaLaunch : TileMmaLaunch {
   // the weight for both.
   int cluster = 1;
 
+  // Of the weight of a channel step.
+  int step_bytes() const { return parts * kTileWgmmaStepBytes; }
   // The ring holds all chunks of a tile: they are staged once for all row tiles.
   bool keeps_planes() const { return chunks <= stages; }
   // What a warp lays out at once.
   LineShape lines() const { return {phases_in_halves ? 8 : 16, phases_w}; }
   // Whether output is stored in pieces of `bytes`: two pixels or more of a row, or eight output channels.
-  bool stores_pieces(int bytes, bool output_channels_last, int element_size) const {
+  bool stores_pieces(int bytes, bool output_channels_last) const {
     return output_channels_last ? bytes == 16
                                 : phases_w == taps_w.stride && bytes >= 2 * element_size * phases_w;
   }
@@ -76,8 +86,8 @@ struct TileWgmmaLaunch : TileMmaLaunch {
 //   barriers     [stages] full, [stages] empty, then for each stream [weight_stages] full, [..] empty
 //   notes        [warps] kTileWgmmaNoteBytes: where the warp's tile lies, and what it puts aside
 //   steps        [phase set][offset][channel step of a chunk] 4 bytes: from the first plane, in 16 bytes
-//   weight       [streams][weight_stages][weight_steps] kTileWgmmaStepBytes
-//   planes       [stages][2 * chunk_steps][plane] 16 bytes
+//   weight       [streams][weight_stages][weight_steps] step_bytes()
+//   planes       [stages][parts][2 * chunk_steps][plane] 16 bytes
 //   rows         [row_stages][...] as in TileMmaShared, for NCHW
 //   output       [warps that multiply][output_bytes]: 64 pixels of a warp's rows at a time
 //
@@ -88,7 +98,11 @@ struct TileWgmmaShared : TileMmaShared {
 
 inline constexpr size_t kTileWgmmaOverread = 512 * 16;
 inline constexpr int kTileWgmmaNoteBytes = 64;
-inline constexpr int kTileWgmmaPixelPitch = 144;  // bytes of a pixel's 64 rows, and padding
+
+// Bytes of a pixel's 64 rows, and padding: stores and loads of 16 bytes then meet different banks.
+CONVT_HOST_DEVICE constexpr int tile_wgmma_pixel_pitch(int element_size) {
+  return kTileWgmmaRows * element_size + 16;
+}
 
 // Sets what concerns the staged input.
 inline void set_staged_input(TileWgmmaShared& s, const TileWgmmaLaunch& launch, int element_size) {
@@ -118,8 +132,10 @@ inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, int elem
   s.row_buffers = launch.row_stages;
   if (output_channels_last) {
     const int couts = launch.phases_in_halves ? 8 : 16;
-    s.output_pitch = couts + 8;
-    s.output_bytes = 16 / couts * kTileWgmmaSlice * s.output_pitch * element_size;  // also of whole pixels
+    s.output_pitch = couts + channels_padding(element_size);
+    // A quarter of whole pixels, or the warp's rows of all pixels.
+    s.output_bytes = std::max(kTileWgmmaSlice / 4 * tile_wgmma_pixel_pitch(element_size),
+                              16 / couts * kTileWgmmaSlice * s.output_pitch * element_size);
   } else {
     // The rows of the warp's one or two blocks, those of different phases in one line.
     const bool two_blocks = launch.phases_w == (launch.phases_in_halves ? 4 : 2);
@@ -134,9 +150,8 @@ inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, int elem
   s.steps_offset = s.notes_offset + kTileWgmmaThreads / 32 * kTileWgmmaNoteBytes;
   // Lanes that have no step read on past the last.
   s.weight_offset = (s.steps_offset + 4 * (steps + kTileWgmmaGroupSteps) + 127) / 128 * 128;
-  s.planes_offset = s.weight_offset + weight_buffers * launch.weight_steps * kTileWgmmaStepBytes;
-  s.rows_offset =
-      s.planes_offset + static_cast<size_t>(launch.stages) * 2 * launch.chunk_steps * s.plane * 16;
+  s.planes_offset = s.weight_offset + weight_buffers * launch.weight_steps * launch.step_bytes();
+  s.rows_offset = s.planes_offset + static_cast<size_t>(launch.stages) * plane_bytes(s, launch);
   s.output_offset =
       s.rows_offset + launch.row_stages * tile_mma_row_bytes(s, launch.chunk_steps, element_size);
   s.bytes = s.output_offset + static_cast<size_t>(4 * kTileWgmmaGroups) * s.output_bytes;

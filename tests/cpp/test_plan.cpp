@@ -167,7 +167,10 @@ void check_products(const Problem& p, const convt::TileMmaLaunch& launch, const 
   covers(launch.tiles_n, launch.images, p.batch);
   covers(launch.cout_tiles, launch.couts(), p.cout_per_group);
   CHECK(launch.splits * launch.chunks * launch.chunk_steps >= launch.channel_steps, context);
-  CHECK(16 * launch.channel_steps >= p.cin_per_group, context);
+  CHECK(launch.step_channels() * launch.channel_steps >= p.cin_per_group, context);
+  CHECK(launch.element_size == convt::element_size(p.dtype), context);
+  const bool splits = p.dtype == DType::kFloat32 && p.float32_precision == convt::Float32Precision::kIeee;
+  CHECK(launch.parts == (splits ? 2 : 1), context);
   CHECK(launch.groups == p.groups, context);
   CHECK(launch.grid >= 1 && launch.grid <= launch.works() && launch.works() <= 2147483647, context);
   CHECK(shared.bytes == launch.shared_bytes, context);
@@ -181,9 +184,11 @@ void check_products(const Problem& p, const convt::TileMmaLaunch& launch, const 
 void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const DeviceLimits& device,
                     const std::string& context) {
   const convt::TileMmaConfig& config = convt::kTileMmaConfigs[launch.config];
-  check_products(p, launch, device, convt::tile_mma_shared(launch, config, 2, p.output_channels_last),
+  check_products(p, launch, device,
+                 convt::tile_mma_shared(launch, config, launch.element_size, p.output_channels_last),
                  context);
-  CHECK(16 * (launch.channel_steps - 1) < p.cin_per_group, context);
+  CHECK(launch.step_channels() * (launch.channel_steps - 1) < p.cin_per_group, context);
+  CHECK(launch.element_size == 2 || config.takes_float32(), context);
   CHECK(launch.images * launch.rows * launch.cols <= config.pixels(), context);
   const int rows = launch.couts() * launch.taps_h.set_size * launch.taps_w.set_size;
   CHECK(rows <= config.rows() && launch.taps_h.set_size <= 32 && launch.taps_w.set_size <= 32, context);
@@ -193,7 +198,9 @@ void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const 
 void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, const DeviceLimits& device,
                       const std::string& context) {
   const convt::TileWgmmaConfig& config = convt::kTileWgmmaConfigs[launch.config];
-  const convt::TileWgmmaShared shared = convt::tile_wgmma_shared(launch, 2, p.output_channels_last);
+  const convt::TileWgmmaShared shared =
+      convt::tile_wgmma_shared(launch, launch.element_size, p.output_channels_last);
+  CHECK(config.takes(launch.parts), context);
   check_products(p, launch, device, shared, context);
   CHECK(device.has_wgmma && launch.splits == 1 && launch.grid <= device.sm_count, context);
   CHECK(launch.channel_steps == launch.chunks * launch.chunk_steps && launch.packs_blocks, context);
@@ -208,7 +215,7 @@ void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, co
   CHECK(launch.flat_rows || shared.row_numbers % 2 == 0, context);
   // What products read past the planes is the block's.
   const size_t planes_end =
-      shared.planes_offset + size_t{16} * launch.stages * 2 * launch.chunk_steps * shared.plane;
+      shared.planes_offset + static_cast<size_t>(launch.stages) * convt::plane_bytes(shared, launch);
   CHECK(planes_end + convt::kTileWgmmaOverread <= shared.bytes, context);
   CHECK(launch.couts() * launch.taps_w.set_size == convt::kTileWgmmaRows && launch.taps_h.set_size == 1,
         context);
@@ -263,6 +270,7 @@ void test_typical_problems() {
   const struct {
     const char* name;
     Problem problem;
+    bool tensor_cores = true;
   } typical[] = {
       {"dcgan", make_problem(DType::kFloat32, 128, 128, 64, k4s2, k4s2)},
       {"dcgan, one pixel",
@@ -271,22 +279,25 @@ void test_typical_problems() {
       {"kb65", make_problem(DType::kBFloat16, 8, 64, 64, k3s1, make_axis(512, 7, 1))},
       {"hifigan", make_problem(DType::kFloat32, 16, 512, 256, make_axis(1, 1, 1), make_axis(400, 16, 8, 4))},
       {"to an image", make_problem(DType::kFloat32, 16, 128, 3, k4s2, k4s2)},
-      {"from an image", make_problem(DType::kFloat32, 2, 3, 32, k4s2, k4s2)},
-      {"depthwise", make_problem(DType::kFloat32, 32, 256, 256, k4s2, k4s2, 256)},
+      {"from an image", make_problem(DType::kFloat32, 2, 3, 32, k4s2, k4s2), false},
+      {"depthwise", make_problem(DType::kFloat32, 32, 256, 256, k4s2, k4s2, 256), false},
       {"dilated", make_problem(DType::kFloat16, 16, 32, 64, make_axis(64, 3, 5, 1, 0, 2),
                                make_axis(128, 3, 5, 1, 0, 2))},
   };
-  for (const auto& [name, problem] : typical) {
+  for (const auto& [name, problem, tensor_cores] : typical) {
     for (const Device& device : kDevices) {
       const std::string context = std::string(name) + " on " + device.name;
       const Kernel chosen = convt::make_plan(problem, device.limits, nullptr).kernel;
-      if (problem.dtype == DType::kFloat32) {
+      if (!tensor_cores) {
         CHECK(chosen == Kernel::kTileSimt, context);
       } else {
         CHECK(chosen == Kernel::kTileMma || (chosen == Kernel::kTileWgmma && device.limits.has_wgmma),
               context);
       }
       check_plan(problem, device.limits, nullptr, context);
+      Problem rounded = problem;
+      rounded.float32_precision = convt::Float32Precision::kTf32;
+      check_plan(rounded, device.limits, nullptr, context + ", TF32");
     }
   }
 }
@@ -335,7 +346,8 @@ void test_forced_kernels() {
   const Axis a = make_axis(16, 4, 2, 1);
   for (const bool channels_last : {false, true}) {
     for (const int64_t groups : {int64_t{1}, int64_t{8}}) {
-      const Problem p = make_problem(DType::kFloat16, 2, 8, 8, a, a, groups, channels_last);
+      const DType dtype = groups == 1 ? DType::kFloat16 : DType::kFloat32;
+      const Problem p = make_problem(dtype, 2, 8, 8, a, a, groups, channels_last);
       CHECK(convt::make_plan(p, kH100, "generic").kernel == Kernel::kGeneric, describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_simt").kernel == Kernel::kTileSimt, describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_mma").kernel == Kernel::kTileMma, describe(p));
@@ -396,18 +408,19 @@ void test_random_problems() {
   for (int trial = 0; trial < kProblems; ++trial) {
     const int64_t groups = draw(0, 3) == 0 ? draw(2, 40) : 1;
     const DType dtype = draw(0, 1) == 0 ? DType::kFloat32 : DType::kBFloat16;
-    const Problem p = make_problem(dtype, draw(1, 200), groups * draw(1, 300), groups * draw(1, 300),
-                                   draw_axis(), draw_axis(), groups, draw(0, 1) == 0);
+    Problem p = make_problem(dtype, draw(1, 200), groups * draw(1, 300), groups * draw(1, 300), draw_axis(),
+                             draw_axis(), groups, draw(0, 1) == 0);
+    if (draw(0, 1) == 0) p.float32_precision = convt::Float32Precision::kTf32;
     const Device& device = kDevices[draw(0, std::size(kDevices) - 1)];
     const std::string context = describe(p) + " on " + device.name;
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
     tiled += plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
              plan.kernel == Kernel::kTileWgmma;
     check_plan(p, device.limits, nullptr, context);
-    if (dtype == DType::kBFloat16) {
-      // Where the fastest is another kernel, too.
+    // Where the fastest is another kernel, too.
+    for (const char* const forced : {"tile_mma", "tile_wgmma"}) {
       try {
-        check_plan(p, kH100, "tile_wgmma", context);
+        check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
       }
     }
@@ -425,6 +438,16 @@ void test_description() {
   CHECK(line.rfind("tile_simt ", 0) == 0, line);
   CHECK(line.find('\n') == std::string::npos, line);
   CHECK(line.find(" shared=") != std::string::npos && line.find(" blocks=") != std::string::npos, line);
+  for (const auto precision : {convt::Float32Precision::kIeee, convt::Float32Precision::kTf32}) {
+    Problem rounded = p;
+    rounded.float32_precision = precision;
+    const char* const expected =
+        precision == convt::Float32Precision::kIeee ? " precision=ieee" : " precision=tf32";
+    for (const char* const kernel : {"tile_mma", "tile_wgmma"}) {
+      const std::string text = convt::describe(convt::make_plan(rounded, kH100, kernel));
+      CHECK(text.find(expected) != std::string::npos, text);
+    }
+  }
 }
 
 void test_architectures() {

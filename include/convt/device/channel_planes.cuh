@@ -13,10 +13,14 @@
 //
 // until the block's turn, when a thread reads the same pixels of all channels of a vector, turns them in its
 // registers (one byte permutation for two 16-bit elements), and writes a vector for each pixel.
+//
+// float32 is rounded to TF32, or split into two parts (convt/device/tf32.cuh), when it is turned; NHWC, which
+// is not, is then read and written once more where it lies.
 #pragma once
 
 #include "convt/device/async_copy.cuh"
 #include "convt/device/mma.cuh"
+#include "convt/device/tf32.cuh"
 #include "convt/device/tile_params.cuh"
 
 namespace convt {
@@ -50,11 +54,15 @@ template <typename T, int kBytes>
 __device__ inline void stage_piece(unsigned destination, const T* source, bool valid) {
   if constexpr (kBytes >= kLeastCopyBytes) {
     copy_async<kBytes>(destination, source, valid);
-  } else {
+  } else if constexpr (kBytes == 2) {
     const unsigned short bits = valid ? *reinterpret_cast<const unsigned short*>(source) : 0;
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(destination), "h"(bits) : "memory");
   }
 }
+
+// Copies whose addresses a thread computes at once, as registers allow.
+template <typename T>
+inline constexpr int kCopiesAtOnce = sizeof(T) == 4 ? 2 : 4;
 
 // NCHW, kBytes along W at a time, into `rows`. `channel` is the chunk's first. A thread takes one vector of
 // one row, and walks over the channels; neighbouring threads take neighbouring vectors.
@@ -91,7 +99,7 @@ __device__ inline void stage_rows(const Params<T>& p, const Tile& tile, const T*
     const auto place = [&] {
       return destination + (c * p.shared.row_pitch + c / kChannelVector<T> * p.shared.row_padding) * kSize;
     };
-#pragma unroll 4
+#pragma unroll(kCopiesAtOnce<T>)
     for (; c < end; c += p.channel_sharers) {
       stage_piece<T, kBytes>(place(), source, true);
       source += source_step;
@@ -113,9 +121,48 @@ __device__ inline void read_staged(const Params<T>& p, const unsigned char* rows
     x[c] = *reinterpret_cast<const Pixels*>(source + c * p.shared.row_pitch);
 }
 
+// Writes a pixel's vector to `destination`, as the tensor cores take it; further parts lie `part_planes` on.
+template <typename T, int kParts>
+__device__ inline void store_vector(uint4* destination, int part_planes, const uint4& vector) {
+  if constexpr (sizeof(T) == 2) {
+    *destination = vector;
+  } else {
+    uint4 parts[kParts];
+    split_tf32(vector, parts);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) destination[part * part_planes] = parts[part];
+  }
+}
+
+// Vectors from one part of a chunk's planes to the next.
+template <typename T>
+__device__ inline int part_planes(const Params<T>& p) {
+  return p.planes * p.shared.plane;
+}
+
+// Rounds or splits planes of float32 that hold what was copied, kAtOnce vectors of a thread at a time.
+template <int kParts, int kThreads, int kAtOnce>
+__device__ inline void split_planes(const Params<float>& p, unsigned char* planes) {
+  uint4* const vectors = reinterpret_cast<uint4*>(planes);
+  const int count = part_planes(p);
+#pragma unroll 1
+  for (int first = threadIdx.x; first < count; first += kAtOnce * kThreads) {
+    uint4 copied[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i * kThreads < count) copied[i] = vectors[first + i * kThreads];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i * kThreads < count)
+        store_vector<float, kParts>(vectors + first + i * kThreads, count, copied[i]);
+    }
+  }
+}
+
 // Turns staged rows into planes. Neighbouring threads take neighbouring planes, whose vectors lie in
 // different banks on both sides.
-template <typename T, int kThreads>
+template <typename T, int kParts, int kThreads>
 __device__ inline void turn_rows(const Params<T>& p, const unsigned char* rows, unsigned char* planes) {
   constexpr int kPixels = 16 / static_cast<int>(sizeof(T));
   const int units = p.planes * (p.shared.row_pitch / kPixels);
@@ -127,7 +174,9 @@ __device__ inline void turn_rows(const Params<T>& p, const unsigned char* rows, 
     uint4* destination =
         reinterpret_cast<uint4*>(planes) + by_plane.remainder * p.shared.plane + by_plane.quotient * kPixels;
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i) destination[i] = vector_of_pixel<T>(x, i);
+    for (int i = 0; i < kPixels; ++i) {
+      store_vector<T, kParts>(destination + i, part_planes(p), vector_of_pixel<T>(x, i));
+    }
   }
 }
 
@@ -155,7 +204,7 @@ __device__ inline void stage_pixels(const Params<T>& p, const Tile& tile, const 
       const T* source = group_input + n * p.input_stride.n + first_h * p.input_stride.h +
                         w * p.input_stride.w + c * p.input_stride.c;
       int h = first_h;
-#pragma unroll 4
+#pragma unroll(kCopiesAtOnce<T>)
       for (int row = 0; row < p.image_rows; ++row) {
         const bool valid = static_cast<unsigned>(h) < end;
         stage_piece<T, kBytes>(destination, valid ? source : group_input, valid);

@@ -60,6 +60,14 @@ __device__ inline void multiply_add<__nv_bfloat16>(float (&c)[4], const Fragment
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+template <>
+__device__ inline void multiply_add<float>(float (&c)[4], const FragmentA& a, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
 // Two sums rounded to nearest and packed, the first in the low half.
 template <typename T>
 __device__ inline unsigned pack_pair(float low, float high);

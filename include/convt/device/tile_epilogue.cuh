@@ -58,9 +58,29 @@ __device__ inline void add_bias(const Params<T>& p, const Tile& tile, const Outp
   }
 }
 
-template <typename T>
-__device__ inline void store_pair(T* place, float first, float second) {
-  *reinterpret_cast<unsigned*>(place) = pack_pair<T>(first, second);
+// Writes neighbouring elements, as many bytes at once as there are, at most 16.
+template <typename T, typename... Values>
+__device__ inline void store_run(T* place, Values... values) {
+  const float sums[] = {values...};
+  constexpr int kWords = sizeof...(values) * sizeof(T) / 4;
+  unsigned words[kWords];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      words[i] = __float_as_uint(sums[i]);
+    } else {
+      words[i] = pack_pair<T>(sums[2 * i], sums[2 * i + 1]);
+    }
+  }
+  if constexpr (kWords == 1) {
+    *reinterpret_cast<unsigned*>(place) = words[0];
+  } else if constexpr (kWords == 2) {
+    *reinterpret_cast<uint2*>(place) = make_uint2(words[0], words[1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4)
+      reinterpret_cast<uint4*>(place)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
+  }
 }
 
 // NCHW, one phase along W: neighbouring pixels are neighbouring elements.
@@ -75,7 +95,7 @@ __device__ inline void lay_single_phase(const Params<T>& p, const Output<T>& out
       T* place = out.lines + line * p.shared.output_pitch + 2 * out.member();
 #pragma unroll
       for (int j = 0; j < Config::kBlocksN; ++j) {
-        store_pair<T>(place + 8 * j, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+        store_run(place + 8 * j, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
       }
     }
   }
@@ -94,8 +114,7 @@ __device__ inline void lay_two_phases(const Params<T>& p, const Output<T>& out, 
       for (int j = 0; j < Config::kBlocksN; ++j) {
         const float (&even)[4] = sums[i][j];
         const float (&odd)[4] = sums[i + kHalf][j];
-        *reinterpret_cast<uint2*>(place + 16 * j) = make_uint2(
-            pack_pair<T>(even[2 * half], odd[2 * half]), pack_pair<T>(even[2 * half + 1], odd[2 * half + 1]));
+        store_run(place + 16 * j, even[2 * half], odd[2 * half], even[2 * half + 1], odd[2 * half + 1]);
       }
     }
   }
@@ -108,8 +127,7 @@ __device__ inline void lay_halves(const Params<T>& p, const Output<T>& out, cons
 #pragma unroll
   for (int j = 0; j < Config::kBlocksN; ++j) {
     const float (&c)[4] = sums[0][j];
-    *reinterpret_cast<uint2*>(place + 16 * j) =
-        make_uint2(pack_pair<T>(c[0], c[2]), pack_pair<T>(c[1], c[3]));
+    store_run(place + 16 * j, c[0], c[2], c[1], c[3]);
   }
 }
 
@@ -121,9 +139,7 @@ __device__ inline void lay_four_phases(const Params<T>& p, const Output<T>& out,
   for (int j = 0; j < Config::kBlocksN; ++j) {
     const float (&low)[4] = sums[0][j];
     const float (&high)[4] = sums[1][j];
-    *reinterpret_cast<uint4*>(place + 32 * j) =
-        make_uint4(pack_pair<T>(low[0], low[2]), pack_pair<T>(high[0], high[2]), pack_pair<T>(low[1], low[3]),
-                   pack_pair<T>(high[1], high[3]));
+    store_run(place + 32 * j, low[0], low[2], high[0], high[2], low[1], low[3], high[1], high[3]);
   }
 }
 
@@ -150,9 +166,32 @@ __device__ inline void lay_phases(const Params<T>& p, const Output<T>& out, cons
   }
 }
 
-// NHWC.
+// NHWC, elements of 32 bits: what a lane has lies in different pixels.
+template <typename Config>
+__device__ inline void lay_words(const Params<float>& p, const Output<float>& out, const Sums<Config>& sums) {
+  const int phases = out.phases_h * out.phases_w;
+  const int mask = (1 << out.log2_couts) - 1, pitch = p.shared.output_pitch;
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * i + 8 * half + out.group();
+      const int phase = row >> out.log2_couts;
+      if (phase >= phases) continue;
+      float* const place =
+          out.lines + (phase * Config::kWarpPixels + 2 * out.member()) * pitch + (row & mask);
+#pragma unroll
+      for (int j = 0; j < Config::kBlocksN; ++j) {
+        place[8 * j * pitch] = sums[i][j][2 * half];
+        place[(8 * j + 1) * pitch] = sums[i][j][2 * half + 1];
+      }
+    }
+  }
+}
+
+// NHWC, elements of 16 bits.
 template <typename Config, typename T>
-__device__ inline void lay_pixels(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+__device__ inline void lay_pairs(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
   const int phases = out.phases_h * out.phases_w;
   const int mask = (1 << out.log2_couts) - 1;
 #pragma unroll
@@ -178,6 +217,16 @@ __device__ inline void lay_pixels(const Params<T>& p, const Output<T>& out, cons
         }
       }
     }
+  }
+}
+
+// NHWC.
+template <typename Config, typename T>
+__device__ inline void lay_pixels(const Params<T>& p, const Output<T>& out, const Sums<Config>& sums) {
+  if constexpr (sizeof(T) == 4) {
+    lay_words<Config>(p, out, sums);
+  } else {
+    lay_pairs<Config>(p, out, sums);
   }
 }
 
@@ -314,7 +363,9 @@ template <typename Config, bool kChannelsLast, typename T>
 __device__ inline void write_lines(const Params<T>& p, const Tile& tile, const Output<T>& out) {
   with_width(p.store_bytes, [&](auto width) {
     constexpr int kBytes = decltype(width)::value;
-    if constexpr (kChannelsLast) {
+    if constexpr (kBytes < sizeof(T)) {
+      // No piece is narrower than an element.
+    } else if constexpr (kChannelsLast) {
       write_pixels<Config, kBytes>(p, tile, out);
     } else {
       write_rows<Config, kBytes>(p, tile, out);

@@ -19,6 +19,9 @@
 //   Epilogue  (tile_epilogue.cuh) a warp lays its sums out as lines of the output in its own part of shared
 //             memory and writes whole lines.
 //
+// float32 is multiplied as TF32: rounded, one product for each term, or split into two parts, three products,
+// whose sums are added to float32 every few channel steps (convt/device/tf32.cuh).
+//
 // Where there are too few tiles for the GPU, thread blocks take parts of the channels (splits), write their
 // sums to the workspace, and a second kernel adds them in a fixed order and runs the same epilogue.
 //
@@ -36,9 +39,10 @@
 namespace convt {
 namespace tile_mma {
 
-template <int kIndex>
+template <int kIndex, int kOperandParts = 1>
 struct Config {
   static constexpr TileMmaConfig kShape = kTileMmaConfigs[kIndex];
+  static constexpr int kParts = kOperandParts;
   static constexpr int kBlocksM = kShape.blocks_m;
   static constexpr int kBlocksN = kShape.blocks_n;
   static constexpr int kWarpsM = kShape.warps_m;
@@ -73,6 +77,65 @@ __device__ inline void fill_offset_table(const Params<T>& p, Offset* table) {
 template <typename Config>
 using FragmentsA = FragmentA[Config::kBlocksM];
 
+// Tensor cores cut sums off where they add, so that many products of one sign drift. Sums of split operands
+// are added to float32 after so many channel steps.
+inline constexpr int kSummedSteps = 4;
+
+template <typename Config>
+__device__ inline void clear(Sums<Config>& sums) {
+#pragma unroll
+  for (auto& row : sums) {
+#pragma unroll
+    for (auto& c : row) {
+#pragma unroll
+      for (float& sum : c) sum = 0.0f;
+    }
+  }
+}
+
+// sums += a * b for the blocks of rows in `blocks`; `address` is that of the step's planes.
+template <typename T, typename Config, bool kAllBlocks>
+__device__ inline void multiply_step(const FragmentsA<Config>& a, unsigned address,
+                                     const unsigned (&pixel)[Config::kBlocksN / 2], unsigned blocks,
+                                     Sums<Config>& sums) {
+  unsigned b[Config::kBlocksN / 2][4];
+#pragma unroll
+  for (int j = 0; j < Config::kBlocksN / 2; ++j) load_matrices(address + pixel[j], b[j]);
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+    if (!kAllBlocks && (blocks >> i & 1) == 0) continue;
+#pragma unroll
+    for (int j = 0; j < Config::kBlocksN / 2; ++j) {
+      multiply_add<T>(sums[i][2 * j], a[i], b[j][0], b[j][1]);
+      multiply_add<T>(sums[i][2 * j + 1], a[i], b[j][2], b[j][3]);
+    }
+  }
+}
+
+template <typename Config, typename Operation>
+__device__ inline void for_each_sum(Sums<Config>& sums, const Operation& operation) {
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+#pragma unroll
+    for (int j = 0; j < Config::kBlocksN; ++j) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) operation(sums[i][j][k], i, j, k);
+    }
+  }
+}
+
+// Reads A fragments of the blocks of rows in `blocks`.
+template <typename Config>
+__device__ inline void read_weight(const FragmentA* weight, unsigned blocks, FragmentsA<Config>& a) {
+#pragma unroll
+  for (int i = 0; i < Config::kBlocksM; ++i) {
+    if ((blocks >> i & 1) != 0) a[i] = __ldg(weight + 32 * i);
+  }
+}
+
+template <typename Config>
+inline constexpr unsigned kAllBlocksOf = (1u << Config::kBlocksM) - 1;
+
 // The channel steps of a chunk at one offset. On entry `a` holds the first step's fragments, on return those
 // at `next_weight`, where the next offset's begin: A fragments are read one step ahead. `pixel[j]` is this
 // lane's row of the matrices of pixels 16 j .. 16 j + 15.
@@ -86,25 +149,44 @@ __device__ inline void multiply_offset(unsigned address, int step_bytes,
     const bool last = step + 1 == steps;
     weight = last ? next_weight : weight + Config::kBlocksM * 32;
     FragmentsA<Config> next;
-#pragma unroll
-    for (int i = 0; i < Config::kBlocksM; ++i) {
-      if (kAllBlocks || last || (blocks >> i & 1) != 0) next[i] = __ldg(weight + 32 * i);
-    }
-    unsigned b[Config::kBlocksN / 2][4];
-#pragma unroll
-    for (int j = 0; j < Config::kBlocksN / 2; ++j) load_matrices(address + pixel[j], b[j]);
-#pragma unroll
-    for (int i = 0; i < Config::kBlocksM; ++i) {
-      if (!kAllBlocks && (blocks >> i & 1) == 0) continue;
-#pragma unroll
-      for (int j = 0; j < Config::kBlocksN / 2; ++j) {
-        multiply_add<T>(sums[i][2 * j], a[i], b[j][0], b[j][1]);
-        multiply_add<T>(sums[i][2 * j + 1], a[i], b[j][2], b[j][3]);
-      }
-    }
+    read_weight<Config>(weight, kAllBlocks || last ? kAllBlocksOf<Config> : blocks, next);
+    multiply_step<T, Config, kAllBlocks>(a, address, pixel, blocks, sums);
     address += step_bytes;
 #pragma unroll
     for (int i = 0; i < Config::kBlocksM; ++i) a[i] = next[i];
+  }
+}
+
+// The same for split operands, whose sums and fragments leave no registers to read ahead.
+template <typename T, typename Config>
+__device__ inline void multiply_split_offset(unsigned address, int step_bytes, int part_bytes,
+                                             const unsigned (&pixel)[Config::kBlocksN / 2],
+                                             const FragmentA* weight, int steps, unsigned blocks,
+                                             Sums<Config>& sums) {
+#pragma unroll 1
+  for (int left = steps; left > 0; left -= kSummedSteps) {
+    Sums<Config> few;
+    clear<Config>(few);
+    // Products of a first and a second part, then those of first parts; those of second parts are left out.
+#pragma unroll
+    for (const bool mixed : {true, false}) {
+#pragma unroll 1
+      for (int step = 0; step < min(left, kSummedSteps); ++step) {
+        const FragmentA* const step_weight = weight + step * Config::kParts * Config::kBlocksM * 32;
+        const unsigned step_address = address + step * step_bytes;
+#pragma unroll
+        for (int of_a = 0; of_a <= (mixed ? 1 : 0); ++of_a) {
+          FragmentsA<Config> a;
+          read_weight<Config>(step_weight + of_a * Config::kBlocksM * 32, blocks, a);
+          const int of_b = mixed ? 1 - of_a : 0;
+          multiply_step<T, Config, false>(a, step_address + of_b * part_bytes, pixel, blocks, few);
+        }
+      }
+      if (mixed) for_each_sum<Config>(few, [](float& sum, int, int, int) { sum *= 1 / kSecondPartScale; });
+    }
+    for_each_sum<Config>(sums, [&few](float& sum, int i, int j, int k) { sum += few[i][j][k]; });
+    weight += kSummedSteps * Config::kParts * Config::kBlocksM * 32;
+    address += kSummedSteps * step_bytes;
   }
 }
 
@@ -113,11 +195,10 @@ template <typename T, typename Config>
 __device__ inline void multiply_chunk(const Params<T>& p, const RowTile<T>& row_tile, const Offset* table,
                                       int group, int chunk, int steps, unsigned planes,
                                       const unsigned (&pixel)[Config::kBlocksN / 2], Sums<Config>& sums) {
-  constexpr unsigned kAll = (1u << Config::kBlocksM) - 1;
   const int count = p.taps_h.offsets(row_tile.set_h) * p.taps_w.offsets(row_tile.set_w);
   if (count == 0) return;
   const Offset* const offsets = table + first_offset(p, row_tile.set_h, row_tile.set_w);
-  const int offset_fragments = p.chunk_steps * Config::kBlocksM * 32;
+  const int offset_fragments = p.chunk_steps * Config::kParts * Config::kBlocksM * 32;
   const int64_t number = (static_cast<int64_t>(group) * p.row_tiles + row_tile.index) * p.all_chunks + chunk;
   const FragmentA* weight = p.packed_weight + number * p.max_offsets * offset_fragments + threadIdx.x % 32;
   unsigned existing_blocks = 0;
@@ -127,13 +208,15 @@ __device__ inline void multiply_chunk(const Params<T>& p, const RowTile<T>& row_
   }
   const int step_bytes = 2 * p.shared.plane * 16;
   FragmentsA<Config> a;
-#pragma unroll
-  for (int i = 0; i < Config::kBlocksM; ++i) a[i] = __ldg(weight + 32 * i);
+  if constexpr (Config::kParts == 1) read_weight<Config>(weight, kAllBlocksOf<Config>, a);
   for (int index = 0; index < count; ++index) {
     const unsigned blocks = offsets[index].blocks & existing_blocks;
     const unsigned address = planes + offsets[index].bytes;
     const FragmentA* const next_weight = weight + offset_fragments;
-    if (blocks == kAll) {
+    if constexpr (Config::kParts > 1) {
+      multiply_split_offset<T, Config>(address, step_bytes, part_planes(p) * 16, pixel, weight, steps, blocks,
+                                       sums);
+    } else if (blocks == kAllBlocksOf<Config>) {
       multiply_offset<T, Config, true>(address, step_bytes, pixel, weight, next_weight, steps, blocks, a,
                                        sums);
     } else {
@@ -172,18 +255,6 @@ __device__ inline float4* partial_sums(const Params<T>& p, const Tile& tile, int
           Config::kWarpsN +
       warp_n;
   return p.partial_sums + number * (Config::kBlocksM * Config::kBlocksN * 32) + threadIdx.x % 32;
-}
-
-template <typename Config>
-__device__ inline void clear(Sums<Config>& sums) {
-#pragma unroll
-  for (auto& row : sums) {
-#pragma unroll
-    for (auto& c : row) {
-#pragma unroll
-      for (float& sum : c) sum = 0.0f;
-    }
-  }
 }
 
 // Stores a row tile's outputs, or its part of their sums.
@@ -231,7 +302,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   Offset* const table = reinterpret_cast<Offset*>(shared);
   unsigned char* const planes = shared + p.shared.planes_offset;
   unsigned char* const rows = shared + p.shared.rows_offset;
-  const int buffer_bytes = p.planes * p.shared.plane * 16;
+  const int buffer_bytes = Config::kParts * part_planes(p) * 16;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_pixel = warp % Config::kWarpsN * Config::kWarpPixels;
   const bool has_pixels = first_pixel < p.images * p.image_numbers;
@@ -248,6 +319,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   int work = static_cast<int>(blockIdx.x);
   int buffer = 0, next_buffer = 0;  // of planes
   Tile tile = locate_tile(p, work);
+  // Split operands leave no registers to keep it in.
+  const auto this_tile = [&] { return Config::kParts == 1 ? tile : locate_tile(p, afresh(work)); };
   stage(tile, 0, next_buffer);
   fill_offset_table<Config>(p, table);
   while (true) {
@@ -267,26 +340,33 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
           wait_for_copies();
           __syncthreads();
           if (!p.input_channels_last) {
-            turn_rows<T, Config::kThreads>(p, rows, planes);
+            turn_rows<T, Config::kParts, Config::kThreads>(p, rows, planes);
             __syncthreads();
           }
           buffer = next_buffer;
           next_buffer = (buffer + 1) & (p.shared.plane_buffers - 1);
           const bool ends_tile = chunk + 1 == p.chunks && (p.chunks == 1 || round + 1 == rounds);
           if (!ends_tile) {
-            stage(tile, chunk + 1 < p.chunks ? chunk + 1 : 0, next_buffer);
+            stage(this_tile(), chunk + 1 < p.chunks ? chunk + 1 : 0, next_buffer);
           } else if (next_work < p.works) {
             stage(locate_tile(p, next_work), 0, next_buffer);
           }
+          if constexpr (sizeof(T) == 4) {
+            if (p.input_channels_last) {
+              split_planes<Config::kParts, Config::kThreads, 1>(p, planes + buffer * buffer_bytes);
+              __syncthreads();
+            }
+          }
         }
-        const int all_chunk = tile.split * p.chunks + chunk;
+        const Tile now = this_tile();
+        const int all_chunk = now.split * p.chunks + chunk;
         const int steps = min(p.chunk_steps, p.channel_steps - all_chunk * p.chunk_steps);
         if (works && steps > 0) {
-          multiply_chunk<T, Config>(p, row_tile, table, tile.group, all_chunk, steps,
+          multiply_chunk<T, Config>(p, row_tile, table, now.group, all_chunk, steps,
                                     shared_address(planes + buffer * buffer_bytes), pixel, sums);
         }
       }
-      if (works) finish<Config>(p, tile, row_tile, shared, sums);
+      if (works) finish<Config>(p, this_tile(), row_tile, shared, sums);
     }
     if (next_work >= p.works) return;
     work = next_work;
@@ -327,10 +407,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 
 // ---------------------------------------------------------------- launch
 
-template <typename T, int kIndex>
+template <typename T, typename Config>
 cudaError_t launch_config(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                           cudaStream_t stream) {
-  using Config = Config<kIndex>;
   auto* kernel = tile_mma_kernel<T, Config>;
   cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
   if (error != cudaSuccess) return error;
@@ -358,12 +437,15 @@ cudaError_t launch_config(const Problem& problem, const TileMmaLaunch& launch, v
 }
 
 // Calls the instantiation for launch.config.
-template <typename T, int kIndex = 0>
+template <typename T, int kParts = 1, int kIndex = 0>
 cudaError_t launch_for(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                        cudaStream_t stream) {
   if constexpr (kIndex < kTileMmaConfigCount) {
-    if (launch.config == kIndex) return launch_config<T, kIndex>(problem, launch, workspace, stream);
-    return launch_for<T, kIndex + 1>(problem, launch, workspace, stream);
+    if constexpr (sizeof(T) == 2 || kTileMmaConfigs[kIndex].takes_float32()) {
+      if (launch.config == kIndex)
+        return launch_config<T, Config<kIndex, kParts>>(problem, launch, workspace, stream);
+    }
+    return launch_for<T, kParts, kIndex + 1>(problem, launch, workspace, stream);
   } else {
     return cudaErrorInvalidValue;
   }

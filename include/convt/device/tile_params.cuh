@@ -32,7 +32,7 @@ struct Params {
   int images;
   int rows, cols;                                // the tile in points of the grid
   Divisor<int> row_numbers, image_numbers;       // pixel numbers of a row and of an image of the tile
-  Divisor<int> planes, image_rows, row_vectors;  // what the loader walks, outermost last
+  Divisor<int> planes, image_rows, row_vectors;  // what the loader walks, outermost last; one part of planes
   Divisor<int> tile_vectors;                     // of NCHW: of all rows of a tile's channel
   int channel_sharers;                           // threads that share such a vector's channels
   Divisor<int> channel_pieces;                   // of NHWC: of a pixel's staged channels
@@ -73,6 +73,13 @@ __device__ inline Tile locate_tile(const Params<T>& p, int work) {
   tile.split = next(p.splits);
   tile.group = rest;
   return tile;
+}
+
+// The same value, but what is computed from it is computed anew: sums take most registers, and what is needed
+// rarely is cheaper to find again than to keep.
+__device__ inline int afresh(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 // The point of the grid that pixel `pixel` of the tile stands for; `image` counts from the tile's first,

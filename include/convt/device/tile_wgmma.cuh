@@ -5,11 +5,13 @@
 // planes. A thread block stays on its SM; its warps have three tasks:
 //
 //   6 stage input     chunk after chunk, into a ring of plane buffers: NHWC by asynchronous copies, NCHW by
-//                     asynchronous copies of rows that they then turn into planes
+//                     asynchronous copies of rows that they then turn into planes; they round or split
+//                     float32
 //   2 load the weight either once, where all of it fits, or a group of channel steps at a time into a ring of
 //                     buffers, by bulk copies; the two blocks of a cluster share what they load
-//   8 multiply        as two warpgroups: 64 x 256 or 128 x 128 sums stay in the registers of each; it stores
-//                     them while the other multiplies
+//   8 multiply        as two warpgroups: 64 x 256 or 128 x 128 sums stay in the registers of each (64 x 128
+//                     of split operands, and those of the last few products); it stores them while the other
+//                     multiplies
 //
 // The two take different tiles, or different rows or pixels of the same tile.
 #pragma once
@@ -33,8 +35,18 @@ using namespace tile_mma;  // NOLINT: its pieces, and the same names for the sam
 inline constexpr int kRows = kTileWgmmaRows, kGroups = kTileWgmmaGroups, kSlice = kTileWgmmaSlice;
 inline constexpr int kStagers = kTileWgmmaStagers;                  // threads
 inline constexpr int kHelpers = kStagers + 32 * kTileWgmmaLoaders;  // that do not multiply
-inline constexpr int kHelperRegisters = 56, kMultiplierRegisters = 200;
-inline constexpr int kStepBytes = kTileWgmmaStepBytes, kGroupSteps = kTileWgmmaGroupSteps;
+// Of a thread. float32 is staged through more registers, and its sums are stored through fewer.
+template <typename T, typename Config>
+inline constexpr int kHelperRegisters = sizeof(T) == 2        ? 56
+                                        : Config::kParts == 1 ? 64
+                                                              : 72;
+template <typename T, typename Config>
+inline constexpr int kMultiplierRegisters = 256 - kHelperRegisters<T, Config>;
+inline constexpr int kGroupSteps = kTileWgmmaGroupSteps;
+
+// Vectors that a stager splits at a time.
+template <typename Config>
+inline constexpr int kSplitAtOnce = Config::kParts == 1 ? 3 : 4;
 
 static_assert(kSlice == kWgmmaSumColumns);
 
@@ -62,8 +74,10 @@ struct WgmmaParams : Params<T> {
   __device__ bool divides(TileWgmmaDivision by) const { return division == by; }
 };
 
-template <int kIndex, bool kLast>
+template <int kIndex, bool kLast, int kOperandParts = 1>
 struct Config {
+  static constexpr int kParts = kOperandParts;
+  static constexpr int kStepBytes = kParts * kTileWgmmaStepBytes;
   static constexpr bool kChannelsLast = kLast;  // of the output
   static constexpr int kRowTiles = kTileWgmmaConfigs[kIndex].row_tiles;
   static constexpr int kPixels = kTileWgmmaConfigs[kIndex].pixels;
@@ -74,13 +88,6 @@ struct Config {
 
 template <typename Config>
 using UnitSums = WgmmaSums[Config::kSlices][Config::kRowTiles];
-
-// The same value, but computed from it is computed anew: sums take most registers, and what is needed rarely
-// is cheaper to find again than to keep.
-__device__ inline int afresh(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
 
 // A lane's value, of which the compiler then knows that all lanes of the warp have it: descriptors are read
 // from registers that a warp shares.
@@ -193,6 +200,9 @@ struct TileNote {
     d = static_cast<int>(values.w);
   }
 
+  // The fourth of the second four: the first row tile of the unit that is being stored.
+  __device__ int unit() const { return static_cast<int>(load_word(address() + 60)); }
+
   __device__ Tile read() const {
     const unsigned at = address();
     const uint4 place = load_words(at), rows = load_words(at + 16);
@@ -275,7 +285,7 @@ __device__ inline void load_whole_weight(const WgmmaParams<T>& p) {
   for (int first = 0; first < p.row_tiles; first += Config::kRowTiles) {
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
       for (int number = first; number < min(first + Config::kRowTiles, p.row_tiles); ++number) {
-        const int bytes = TileSteps(p, p.row_tiles, number).count * kStepBytes;
+        const int bytes = TileSteps(p, p.row_tiles, number).count * Config::kStepBytes;
         if (bytes == 0) continue;
         copy_bulk(weight, packed + number * p.row_tile_stride + chunk * p.chunk_stride, bytes, ring.full(0));
         weight += bytes;
@@ -307,7 +317,7 @@ __device__ inline void load_weight(const WgmmaParams<T>& p, int warpgroup) {
         for (int block = 0; block < Config::kRowTiles; ++block) {
           const unsigned char* source = unit + block * p.row_tile_stride + chunk * p.chunk_stride;
           for (int left = counts[block]; left > 0; left -= p.group_steps) {
-            const int bytes = min(left, p.group_steps) * kStepBytes;
+            const int bytes = min(left, p.group_steps) * Config::kStepBytes;
             wait(ring.empty(place.slot), place.parity ^ 1);
             arrive_and_expect(ring.full(place.slot), bytes);
             if (p.cluster == 1) {
@@ -375,6 +385,38 @@ __device__ inline void announce(unsigned barrier) {
   arrive(barrier);
 }
 
+// float32, which is rounded or split where it lies: while the next chunk is copied, if the ring surely has a
+// buffer for it. One may be given back only when the next chunk is multiplied, and where planes are kept for
+// several rounds, only after all of a tile's chunks have been.
+template <typename Config>
+__device__ inline void stage_and_split_chunks(const WgmmaParams<float>& p) {
+  Staging<float, Config> staging(p);
+  const Ring ring = plane_ring(p);
+  RingPlace copied, place;
+  const int ahead = p.stages > 2 && (!p.keeps_planes || p.stages > p.chunks) ? 1 : 0;
+  int left = 0;  // chunks that are copied and not split
+  for (int turn = -ahead; turn < 0 || left > 0 || !staging.done(); ++turn) {
+    if (!staging.done()) {
+      wait(ring.empty(copied.slot), copied.parity ^ 1);
+      staging.copy(plane_buffer(p, copied.slot));
+      copied.advance(p.stages);
+      ++left;
+    }
+    commit_copies();  // also without copies: groups are counted
+    if (turn < 0) continue;
+    if (ahead == 0) {
+      wait_for_copies_but<0>();
+    } else {
+      wait_for_copies_but<1>();
+    }
+    sync_threads<kStagers>(1);  // everybody's copies are here
+    split_planes<Config::kParts, kStagers, kSplitAtOnce<Config>>(p, plane_buffer(p, place.slot));
+    announce(ring.full(place.slot));
+    place.advance(p.stages);
+    --left;
+  }
+}
+
 template <typename T, typename Config>
 __device__ inline void stage_pixel_chunks(const WgmmaParams<T>& p) {
   Staging<T, Config> staging(p);
@@ -392,18 +434,24 @@ __device__ inline void stage_pixel_chunks(const WgmmaParams<T>& p) {
   }
 }
 
+// Pixels of a row that are turned together, and the type that holds as many: twice as many would take too
+// many registers.
+inline constexpr int kTurnedPixels = 4;
+template <typename T>
+using TurnedPixels = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+
 // Turns staged rows into planes, without the columns before the tile's first and past its last. Neighbouring
 // threads take neighbouring planes.
-template <typename T>
+template <typename T, int kParts>
 __device__ inline void turn_exact_rows(const WgmmaParams<T>& p, int before, const unsigned char* rows,
                                        unsigned char* planes) {
-  constexpr int kPixels = 4;  // in 8 bytes of a row: twice as many would take too many registers
+  constexpr int kPixels = kTurnedPixels;
   const int units = p.planes * (p.shared.row_pitch / kPixels);
 #pragma unroll 1
   for (int index = threadIdx.x; index < units; index += kStagers) {
     const auto by_plane = p.planes.divide(index);
     const auto by_row = p.staged_vectors.divide(by_plane.quotient);
-    uint2 x[kChannelVector<T>];
+    TurnedPixels<T> x[kChannelVector<T>];
     read_staged(p, rows, by_plane.remainder, by_plane.quotient * kPixels, x);
     const int col = by_row.remainder * kPixels - before;
     uint4* const destination = reinterpret_cast<uint4*>(planes) + by_plane.remainder * p.shared.plane +
@@ -411,7 +459,7 @@ __device__ inline void turn_exact_rows(const WgmmaParams<T>& p, int before, cons
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       if (static_cast<unsigned>(col + i) < static_cast<unsigned>(p.staged_exact)) {
-        destination[i] = vector_of_pixel<T>(x, i);
+        store_vector<T, kParts>(destination + i, part_planes(p), vector_of_pixel<T>(x, i));
       }
     }
   }
@@ -425,9 +473,11 @@ __device__ inline void stage_row_chunks(const WgmmaParams<T>& p) {
   int copied = 0;       // slot of the rows that are copied next
   int left = 0;         // chunks that are copied and not turned
   unsigned before = 0;  // columns before the tile's first, of each of them: 4 bits
-  for (int turn = 1 - p.row_stages; turn < 0 || left > 0; ++turn) {
-    if (turn >= 0) {
-      if (p.row_stages == 2) {
+  while (left > 0 || !staging.done()) {
+    // The first chunks are only copied, so that copies stay ahead.
+    const bool turns = left == p.row_stages - 1 || staging.done();
+    if (turns) {
+      if (p.row_stages == 2 || staging.done()) {
         wait_for_copies_but<0>();
       } else {
         wait_for_copies_but<1>();
@@ -438,14 +488,15 @@ __device__ inline void stage_row_chunks(const WgmmaParams<T>& p) {
     if (!staging.done()) {
       before |= static_cast<unsigned>(columns_before(p, staging.note.read())) << 4 * left;
       staging.copy(row_buffer(p, copied));
+      commit_copies();
       if (++copied == p.row_stages) copied = 0;
       ++left;
     }
-    commit_copies();  // also without copies: groups are counted
-    if (turn < 0) continue;
+    if (!turns) continue;
     wait(ring.empty(place.slot), place.parity ^ 1);
     const int turned = copied - left + (copied < left ? p.row_stages : 0);
-    turn_exact_rows(p, static_cast<int>(before & 15), row_buffer(p, turned), plane_buffer(p, place.slot));
+    turn_exact_rows<T, Config::kParts>(p, static_cast<int>(before & 15), row_buffer(p, turned),
+                                       plane_buffer(p, place.slot));
     announce(ring.full(place.slot));
     place.advance(p.stages);
     before >>= 4;
@@ -456,7 +507,7 @@ __device__ inline void stage_row_chunks(const WgmmaParams<T>& p) {
 // ---------------------------------------------------------------- products
 
 // A warpgroup's weight: groups of channel steps in the order of its loader.
-template <typename T>
+template <typename T, typename Config>
 struct WeightReader {
   int warpgroup;
   RingPlace place;  // of the next group; its slot counts steps where the whole weight is kept
@@ -476,7 +527,7 @@ struct WeightReader {
   __device__ unsigned next(const WgmmaParams<T>& p, int steps) {
     unsigned address;
     if (p.keeps_weight) {
-      address = weight_buffer(p, 0, 0) + place.slot * kStepBytes;
+      address = weight_buffer(p, 0, 0) + place.slot * Config::kStepBytes;
       place.slot += steps;
     } else {
       address = weight_buffer(p, stream(p), place.slot);
@@ -501,7 +552,7 @@ __device__ inline void multiply_steps(UnitSums<Config>& sums, int block, unsigne
   for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
     for (int s = 0; s < Config::kSlices; s += 2) {
-      wgmma<T>(sums[s][block], sums[s + 1][block], a + i * (kStepBytes / 16), b[i] + s * kSlice,
+      wgmma<T>(sums[s][block], sums[s + 1][block], a + i * (Config::kStepBytes / 16), b[i] + s * kSlice,
                i == 0 ? adds : 1);
     }
   }
@@ -524,8 +575,68 @@ __device__ inline void multiply_group(UnitSums<Config>& sums, int block, unsigne
   }
 #pragma unroll 1
   for (; step < count; ++step) {
-    multiply_steps<1, T, Config>(sums, block, a + step * (kStepBytes / 16), planes, step,
+    multiply_steps<1, T, Config>(sums, block, a + step * (Config::kStepBytes / 16), planes, step,
                                  step > 0 ? 1 : adds);
+  }
+}
+
+// sums += the products of kSteps channel steps of split operands, whose second parts lie `part_planes`
+// vectors on. Tensor cores cut sums off where they add, so that many products of one sign drift: these few
+// are summed by themselves, those of a first and a second part before those of first parts.
+template <int kSteps, typename T, typename Config>
+__device__ inline void add_split_steps(UnitSums<Config>& sums, unsigned a, unsigned planes, int first,
+                                       int part_planes) {
+  static_assert(Config::kSlices == 2 && Config::kRowTiles == 1);
+  constexpr int kStep = Config::kStepBytes / 16, kPart = kTileWgmmaStepBytes / 16;
+  unsigned b[kSteps];
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) b[i] = uniform(planes, first + i);
+  a = uniform(a);
+  WgmmaSums few[2];
+  const auto for_each_sum = [&](const auto& operation) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int j = 0; j < kSlice / 8; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) operation(few[s][j][k], sums[s][0][j][k]);
+      }
+    }
+  };
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    wgmma<T>(few[0], few[1], a + i * kStep + kPart, b[i], i > 0);
+    wgmma<T>(few[0], few[1], a + i * kStep, b[i] + part_planes, 1);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  for_each_sum([](float& sum, float&) { sum *= 1 / kSecondPartScale; });
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) wgmma<T>(few[0], few[1], a + i * kStep, b[i], 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+  for_each_sum([](float& sum, float& total) { total += sum; });
+}
+
+// The same for a group of `count` channel steps.
+template <typename T, typename Config>
+__device__ inline void add_split_group(UnitSums<Config>& sums, unsigned a, unsigned planes, int part_planes,
+                                       int count) {
+  constexpr int kHalf = kGroupSteps / 2;
+  if (count == kGroupSteps) {
+    add_split_steps<kGroupSteps, T, Config>(sums, a, planes, 0, part_planes);
+    return;
+  }
+  int step = 0;
+  if (count >= kHalf) {
+    add_split_steps<kHalf, T, Config>(sums, a, planes, 0, part_planes);
+    step = kHalf;
+  }
+#pragma unroll 1
+  for (; step < count; ++step) {
+    add_split_steps<1, T, Config>(sums, a + step * (Config::kStepBytes / 16), planes, step, part_planes);
   }
 }
 
@@ -741,22 +852,65 @@ __device__ inline void store_rows(const WgmmaParams<T>& p, const Tile& tile, int
   }
 }
 
-// NHWC: the warps of a warpgroup transpose 8 x 8 blocks of their sums on their way to shared memory, where
-// the 64 rows of a pixel lie side by side, and each stores a quarter of the pixels.
+// Where in `lines` a lane lays its part of whole pixels out, the 64 rows of a pixel side by side, those of
+// the first of two phases first.
+template <typename T>
+__device__ inline unsigned place_in_pixels(unsigned lines, bool halves) {
+  constexpr int kPitch = tile_wgmma_pixel_pitch(sizeof(T));  // bytes
+  const int thread = afresh(static_cast<int>(threadIdx.x));
+  const int warp = thread / 32 % 4, lane = thread % 32;
+  if constexpr (sizeof(T) == 4) {
+    return lines + 2 * (lane % 4) * kPitch + 4 * (lane / 4 + warp * (halves ? 8 : 16));
+  } else {
+    return lines + (lane / 16 * 8 + lane % 8) * kPitch + warp * (halves ? 16 : 32) +
+           lane / 8 % 2 * (halves ? 64 : 16);
+  }
+}
+
+// Lays 64 pixels out. 8 x 8 blocks of 16-bit sums are transposed on their way; of 32 bits, what a lane has
+// lies in different pixels.
+template <typename T>
+__device__ inline void lay_whole_pixels(unsigned place, bool halves, const WgmmaSums& sums) {
+  constexpr int kPitch = tile_wgmma_pixel_pitch(sizeof(T));
+  if constexpr (sizeof(T) == 4) {
+    // A pointer, to which the compiler adds constants for nothing.
+    unsigned char* const rows = block_shared() + (place - shared_address(block_shared()));
+    unsigned char* const further_rows = rows + (halves ? 4 * 32 : 4 * 8);
+#pragma unroll
+    for (int j = 0; j < kSlice / 8; ++j) {
+      const float (&c)[4] = sums[j];
+      *reinterpret_cast<float*>(rows + 8 * j * kPitch) = c[0];
+      *reinterpret_cast<float*>(rows + (8 * j + 1) * kPitch) = c[1];
+      *reinterpret_cast<float*>(further_rows + 8 * j * kPitch) = c[2];
+      *reinterpret_cast<float*>(further_rows + (8 * j + 1) * kPitch) = c[3];
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kSlice / 8; j += 2) {
+      const float (&c)[4] = sums[j];
+      const float (&d)[4] = sums[j + 1];
+      store_transposed(place + 8 * j * kPitch, pack_pair<T>(c[0], c[1]), pack_pair<T>(c[2], c[3]),
+                       pack_pair<T>(d[0], d[1]), pack_pair<T>(d[2], d[3]));
+    }
+  }
+}
+
+// NHWC: the warps of a warpgroup lay whole pixels out in shared memory, and each stores a quarter of them.
 template <typename T, typename Config>
 __device__ inline void store_pixels(const WgmmaParams<T>& p, const Tile& tile, int number, int block,
                                     int first_pixel, UnitSums<Config>& sums) {
   const RowTile<T> row_tile(p, number);
   const int thread = afresh(static_cast<int>(threadIdx.x));
-  constexpr int kPitch = kTileWgmmaPixelPitch;  // bytes: stores and loads of 16 bytes meet different banks
+  constexpr int kPitch = tile_wgmma_pixel_pitch(sizeof(T));          // bytes
+  constexpr int kPieces = kRows * static_cast<int>(sizeof(T)) / 16;  // of a pixel
+  constexpr int kStep = 32 / kPieces, kStores = kSlice / 4 / kStep;  // pixels at once, and how often
   const int warp = thread / 32 % 4, lane = thread % 32, warpgroup = (thread - kHelpers) / 128;
   const bool halves = p.phases_in_halves;
   const unsigned lines = shared_address(output_lines(p, kHelpers + 128 * warpgroup));
-  const unsigned store_place = lines + (lane / 16 * 8 + lane % 8) * kPitch + warp * (halves ? 16 : 32) +
-                               lane / 8 % 2 * (halves ? 64 : 16);
-  const int piece = lane % 8, pixel = 16 * warp + lane / 8;
-  const int first = 8 * (halves ? piece % 4 : piece);  // output channel
-  const int phase_w = row_tile.set_w * p.taps_w.set_size + (halves ? piece / 4 : 0);
+  const unsigned place = place_in_pixels<T>(lines, halves);
+  const int piece = lane % kPieces, pixel = 16 * warp + lane / kPieces;
+  const int first = kChannelVector<T> * (halves ? piece % (kPieces / 2) : piece);  // output channel
+  const int phase_w = row_tile.set_w * p.taps_w.set_size + (halves ? piece / (kPieces / 2) : 0);
   const bool rows_exist = first < row_tile.couts;
   Walk walk(p, tile, row_tile.set_h, phase_w, first_pixel + pixel);
   T* const channel =
@@ -765,19 +919,13 @@ __device__ inline void store_pixels(const WgmmaParams<T>& p, const Tile& tile, i
   for (int s = 0; s < Config::kSlices; ++s) {
     if (first_pixel + s * kSlice >= p.images * p.image_numbers) return;
     sync_threads<128>(2 + warpgroup);  // what was laid out here before has been stored
-#pragma unroll
-    for (int j = 0; j < kSlice / 8; j += 2) {
-      const float (&c)[4] = sums[s][block][j];
-      const float (&d)[4] = sums[s][block][j + 1];
-      store_transposed(store_place + 8 * j * kPitch, pack_pair<T>(c[0], c[1]), pack_pair<T>(c[2], c[3]),
-                       pack_pair<T>(d[0], d[1]), pack_pair<T>(d[2], d[3]));
-    }
+    lay_whole_pixels<T>(place, halves, sums[s][block]);
     sync_threads<128>(2 + warpgroup);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint4 bits = load_words(lines + (pixel + 4 * i) * kPitch + piece * 16);
+    for (int i = 0; i < kStores; ++i) {
+      const uint4 bits = load_words(lines + (pixel + kStep * i) * kPitch + piece * 16);
       if (rows_exist && walk.exists()) *reinterpret_cast<uint4*>(channel + walk.at) = bits;
-      walk.advance(p, i < 3 ? 4 : kSlice - 12);
+      walk.advance(p, i + 1 < kStores ? kStep : kSlice - (kStores - 1) * kStep);
     }
   }
 }
@@ -802,18 +950,25 @@ __device__ inline void lay_slice(const WgmmaParams<T>& p, const Output<T>& out, 
   }
 }
 
-// Stores the sums of the row tiles from `first` on with every check.
+// The first pixel number of a tile that this warpgroup multiplies.
+template <typename Config, typename T>
+__device__ inline int first_pixel(const WgmmaParams<T>& p) {
+  const int warpgroup = (afresh(static_cast<int>(threadIdx.x)) - kHelpers) / 128;
+  return p.divides(TileWgmmaDivision::kPixels) ? warpgroup * Config::kPixels : 0;
+}
+
+// Stores the sums of a unit with every check.
 template <typename T, typename Config>
-__device__ inline void store_slices(const WgmmaParams<T>& p, const TileNote<T>& note, int first,
-                                    int first_pixel, UnitSums<Config>& sums) {
+__device__ inline void store_slices(const WgmmaParams<T>& p, const TileNote<T>& note,
+                                    UnitSums<Config>& sums) {
   constexpr int kSlices = Config::kSlices, kRowTiles = Config::kRowTiles;
 #pragma unroll 1
   for (int slice = 0; slice < kSlices * kRowTiles; slice += Config::kJoined) {
     Output<T> out;
     const auto open = [&] {
       const int thread = afresh(static_cast<int>(threadIdx.x));
-      const int number = afresh(first) + slice % kRowTiles;
-      out.first_pixel = first_pixel + slice / kRowTiles * kSlice;
+      const int number = note.unit() + slice % kRowTiles;
+      out.first_pixel = first_pixel<Config>(p) + slice / kRowTiles * kSlice;
       if (number >= note.read().end_row_tile || out.first_pixel >= p.images * p.image_numbers) return false;
       const RowTile<T> row_tile(p, number);
       out.log2_couts = p.phases_in_halves ? 3 : 4;
@@ -837,25 +992,24 @@ __device__ inline void store_slices(const WgmmaParams<T>& p, const TileNote<T>& 
   }
 }
 
-// Stores the sums of a unit, whose first row tile is `first`.
+// Stores the sums of a unit.
 template <typename T, typename Config>
-__device__ inline void store_unit(const WgmmaParams<T>& p, const TileNote<T>& note, int first,
-                                  int first_pixel, UnitSums<Config>& sums) {
+__device__ inline void store_unit(const WgmmaParams<T>& p, const TileNote<T>& note, UnitSums<Config>& sums) {
   if (!p.stores_pieces) {
-    store_slices<T, Config>(p, note, first, first_pixel, sums);
+    store_slices<T, Config>(p, note, sums);
     return;
   }
 #pragma unroll
   for (int block = 0; block < Config::kRowTiles; block += Config::kJoined) {
     const Tile tile = note.read();
-    const int number = afresh(first) + block;
+    const int number = note.unit() + block;
     if (number >= tile.end_row_tile) return;
     if constexpr (Config::kChannelsLast) {
-      store_pixels<T, Config>(p, tile, number, block, first_pixel, sums);
+      store_pixels<T, Config>(p, tile, number, block, first_pixel<Config>(p), sums);
     } else if (p.phases_in_halves) {
-      store_rows<2 * Config::kJoined, T, Config>(p, tile, number, block, first_pixel, sums);
+      store_rows<2 * Config::kJoined, T, Config>(p, tile, number, block, first_pixel<Config>(p), sums);
     } else {
-      store_rows<Config::kJoined, T, Config>(p, tile, number, block, first_pixel, sums);
+      store_rows<Config::kJoined, T, Config>(p, tile, number, block, first_pixel<Config>(p), sums);
     }
   }
 }
@@ -865,12 +1019,9 @@ __device__ inline void store_unit(const WgmmaParams<T>& p, const TileNote<T>& no
 template <typename T, typename Config>
 __device__ inline void multiply_works(const WgmmaParams<T>& p) {
   int warpgroup = uniform((static_cast<int>(threadIdx.x) - kHelpers) / 128);
-  const auto first_pixel = [&] {
-    return p.divides(TileWgmmaDivision::kPixels) ? warpgroup * Config::kPixels : 0;
-  };
   const Ring ring = plane_ring(p);
   const TileNote<T> note{p};
-  WeightReader<T> weight(p, warpgroup);
+  WeightReader<T, Config> weight(p, warpgroup);
   RingPlace place;
   InUse in_use;
   if (p.divides(TileWgmmaDivision::kTiles)) place.advance(warpgroup * p.chunks, p.stages);
@@ -892,7 +1043,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
 #pragma unroll
       for (int block = 0; block < Config::kRowTiles; ++block) {
         adds[block] = 0;
-        if (steps[block].count == 0) clear<Config>(sums, block);
+        if (Config::kParts > 1 || steps[block].count == 0) clear<Config>(sums, block);
       }
       RingPlace at = place;
       for (int chunk = 0; chunk < p.chunks; ++chunk) {
@@ -901,7 +1052,8 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
           fence_for_wgmma();  // NHWC: copies have arrived, not threads that wrote
         }
         const unsigned chunk_planes =
-            wgmma_descriptor(shared_address(plane_buffer(p, at.slot)), p.shared.plane) + first_pixel();
+            wgmma_descriptor(shared_address(plane_buffer(p, at.slot)), p.shared.plane) +
+            first_pixel<Config>(p);
 #pragma unroll
         for (int block = 0; block < Config::kRowTiles; ++block) {
           unsigned entry = shared_address(block_shared()) + p.steps_offset +
@@ -909,10 +1061,17 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
           for (int left = uniform(steps[block].count); left > 0;) {
             const int slot = weight.place.slot, count = min(left, p.group_steps);
             const unsigned planes = chunk_planes + load_word(entry);
-            multiply_group<T, Config>(sums, block, weight.next(p, count), planes, count, adds[block]);
-            adds[block] = 1;
+            const unsigned a = weight.next(p, count);
             entry += 4 * count;
             left -= count;
+            if constexpr (Config::kParts > 1) {
+              add_split_group<T, Config>(sums, a, planes, part_planes(p), count);
+              if (!p.keeps_weight) in_use.weight = slot;
+              in_use.give_back(p, weight.stream(p));
+              continue;
+            }
+            multiply_group<T, Config>(sums, block, a, planes, count, adds[block]);
+            adds[block] = 1;
             if (p.keeps_weight && in_use.planes < 0) continue;
             wgmma_wait<1>();
             in_use.give_back(p, weight.stream(p));
@@ -926,6 +1085,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
             in_use.give_back(p, weight.stream(p));
           }
           in_use.planes = at.slot;
+          if (Config::kParts > 1) in_use.give_back(p, weight.stream(p));
         }
         at.advance(p.stages);
       }
@@ -935,11 +1095,11 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
       if (last_use) place = at;
       if (p.bias != nullptr) bias.add_to(sums);
       note.put_aside(0, turn, round, place.slot, place.parity);
-      note.put_aside(1, weight.place.slot, weight.place.parity, warpgroup, 0);
-      store_unit<T, Config>(p, note, number, first_pixel(), sums);
-      int unused;
+      note.put_aside(1, weight.place.slot, weight.place.parity, warpgroup, number);
+      store_unit<T, Config>(p, note, sums);
       note.bring_back(0, turn, round, place.slot, place.parity);
-      note.bring_back(1, weight.place.slot, weight.place.parity, warpgroup, unused);
+      int unit;
+      note.bring_back(1, weight.place.slot, weight.place.parity, warpgroup, unit);
       warpgroup = uniform(warpgroup);
       weight.warpgroup = warpgroup;
     }
@@ -977,7 +1137,7 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
   __syncthreads();
   if (p.cluster > 1) sync_cluster();  // the other block's barriers are ready
   if (thread < kHelpers) {
-    release_registers<kHelperRegisters>();
+    release_registers<kHelperRegisters<T, Config>>();
     if (thread >= kStagers) {
       const int stream = warp - kStagers / 32;
       if (thread % 32 != 0 || stream >= p.weight_streams) return;
@@ -988,12 +1148,16 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
         load_weight<T, Config>(p, stream);
       }
     } else if (p.input_channels_last) {
-      stage_pixel_chunks<T, Config>(p);
+      if constexpr (sizeof(T) == 4) {
+        stage_and_split_chunks<Config>(p);
+      } else {
+        stage_pixel_chunks<T, Config>(p);
+      }
     } else {
       stage_row_chunks<T, Config>(p);
     }
   } else {
-    claim_registers<kMultiplierRegisters>();
+    claim_registers<kMultiplierRegisters<T, Config>>();
     multiply_works<T, Config>(p);
   }
   if (p.cluster > 1) sync_cluster();  // nobody copies to an ended block
@@ -1020,9 +1184,9 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.row_stages = launch.row_stages;
   p.weight_stages = launch.weight_stages;
   p.weight_streams = launch.weight_streams();
-  p.chunk_bytes = 2 * launch.chunk_steps * shared.plane * 16;
+  p.chunk_bytes = static_cast<int>(plane_bytes(shared, launch));
   p.row_bytes = static_cast<int>(tile_mma_row_bytes(shared, launch.chunk_steps, kSize));
-  p.weight_bytes = launch.weight_steps * kStepBytes;
+  p.weight_bytes = launch.weight_steps * Config::kStepBytes;
   p.group_steps = std::min(launch.weight_steps, kGroupSteps);
   p.notes_offset = static_cast<unsigned>(shared.notes_offset);
   p.steps_offset = static_cast<unsigned>(shared.steps_offset);
@@ -1030,9 +1194,9 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.phases_in_halves = launch.phases_in_halves;
   p.keeps_planes = launch.keeps_planes();
   p.keeps_weight = launch.keeps_weight;
-  p.chunk_stride = int64_t{launch.max_offsets} * launch.chunk_steps * kStepBytes;
+  p.chunk_stride = int64_t{launch.max_offsets} * launch.chunk_steps * Config::kStepBytes;
   p.row_tile_stride = p.chunks * p.chunk_stride;
-  p.staged_vectors = shared.staged_cols / 4;
+  p.staged_vectors = shared.staged_cols / kTurnedPixels;
   p.staged_exact = launch.flat_rows ? shared.image_pixels : launch.cols + launch.taps_w.span;
   p.turned_pitch = launch.flat_rows ? shared.image_pixels : shared.input_cols;
   p.pixel_step = static_cast<int>(launch.taps_w.stride * p.output_stride.w);
@@ -1041,22 +1205,24 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.image_step = p.output_stride.n - shared.input_rows * launch.taps_h.stride * p.output_stride.h;
   p.stride_h = launch.taps_h.stride;
   p.stride_w = launch.taps_w.stride;
-  p.stores_pieces = launch.stores_pieces(p.store_bytes, problem.output_channels_last, kSize);
+  p.stores_pieces = launch.stores_pieces(p.store_bytes, problem.output_channels_last);
   // It begins while the weight is packed: only the loaders read that.
   return launch_early(kernel, launch.grid, kTileWgmmaThreads, launch.shared_bytes, stream, p, launch.cluster);
 }
 
 // Calls the instantiation for launch.config.
-template <typename T, int kIndex = 0>
+template <typename T, int kParts = 1, int kIndex = 0>
 cudaError_t launch_for(const Problem& problem, const TileWgmmaLaunch& launch, void* workspace,
                        cudaStream_t stream) {
   if constexpr (kIndex < kTileWgmmaConfigCount) {
-    if (launch.config == kIndex) {
-      return problem.output_channels_last
-                 ? launch_config<T, Config<kIndex, true>>(problem, launch, workspace, stream)
-                 : launch_config<T, Config<kIndex, false>>(problem, launch, workspace, stream);
+    if constexpr (kTileWgmmaConfigs[kIndex].takes(kParts)) {
+      if (launch.config == kIndex) {
+        return problem.output_channels_last
+                   ? launch_config<T, Config<kIndex, true, kParts>>(problem, launch, workspace, stream)
+                   : launch_config<T, Config<kIndex, false, kParts>>(problem, launch, workspace, stream);
+      }
     }
-    return launch_for<T, kIndex + 1>(problem, launch, workspace, stream);
+    return launch_for<T, kParts, kIndex + 1>(problem, launch, workspace, stream);
   } else {
     return cudaErrorInvalidValue;
   }

@@ -45,17 +45,17 @@ __device__ inline void wgmma_wait() {
       "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]),            \
       "+f"(c[7][3])
 
-#define CONVT_WGMMA(TYPE)                                                                      \
+#define CONVT_WGMMA(SHAPE, TYPE, LAYOUTS)                                                      \
   asm volatile(                                                                                \
       "{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {%64, %66};\nmov.b64 b, {%65, %66};\n" \
       "setp.ne.b32 adds, %67, 0;\n"                                                            \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                             \
+      "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPE "." TYPE                              \
       " {"                                                                                     \
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "  \
       "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
       "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
       "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                               \
-      "a, b, adds, 1, 1, 0, 0;\n}\n"                                                           \
+      "a, b, adds, 1, 1" LAYOUTS ";\n}\n"                                                      \
       : CONVT_SUMS(c0), CONVT_SUMS(c1)                                                         \
       : "r"(a), "r"(b), "r"(kWgmmaDescriptorHigh), "r"(adds))
 
@@ -64,9 +64,11 @@ __device__ inline void wgmma_wait() {
 template <typename T>
 __device__ inline void wgmma(WgmmaSums& c0, WgmmaSums& c1, unsigned a, unsigned b, int adds) {
   if constexpr (std::is_same_v<T, __half>) {
-    CONVT_WGMMA("f16");
+    CONVT_WGMMA("m64n128k16", "f16", ", 0, 0");
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    CONVT_WGMMA("m64n128k16", "bf16", ", 0, 0");
   } else {
-    CONVT_WGMMA("bf16");
+    CONVT_WGMMA("m64n128k8", "tf32", "");
   }
 }
 

@@ -1,0 +1,56 @@
+// float32 operands of tensor cores. TF32 keeps the sign, the exponent and the upper 10 bits of the fraction;
+// products of two such numbers are exact in float32.
+#pragma once
+
+namespace convt {
+
+// Rounds to nearest, ties away from zero. Finite numbers above the largest of TF32 become infinite, and so
+// may a NaN whose payload is in the lower bits.
+__device__ inline unsigned round_to_tf32(unsigned bits) {
+  unsigned rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+}
+
+// For what round_to_tf32 makes infinite: finite numbers are cut off instead, and a NaN stays one.
+__device__ inline unsigned cut_to_tf32(unsigned bits) {
+  return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fffe000 : bits & 0xffffe000;
+}
+
+// The second part of an operand is multiplied by this, so that it has all its digits where the first is
+// hardly above the least normal number. Twice as much would overflow above the largest first part.
+inline constexpr float kSecondPartScale = 2048.0f;
+
+// Splits numbers x into kParts numbers that TF32 has: x rounded, with error up to 2^-11 |x|, and what is
+// missing, times kSecondPartScale, with error up to 2^-23 |x|, or zero where x is infinite.
+template <int kParts>
+__device__ inline void split_tf32(const uint4& x, uint4 (&parts)[kParts]) {
+  const unsigned bits[4] = {x.x, x.y, x.z, x.w};
+  unsigned first[4], second[4];
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    first[i] = round_to_tf32(bits[i]);
+    largest = fmaxf(largest, fabsf(__uint_as_float(first[i])));
+  }
+  const auto rest = [&](int i) {
+    return kSecondPartScale * (__uint_as_float(bits[i]) - __uint_as_float(first[i]));
+  };
+#pragma unroll
+  for (int i = 0; i < 4; ++i) second[i] = kParts == 2 ? round_to_tf32(__float_as_uint(rest(i))) : 0;
+  if (__float_as_uint(largest) == 0x7f800000) {
+    // Seldom: one test for four numbers.
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((first[i] & 0x7fffffff) != 0x7f800000) continue;
+      first[i] = cut_to_tf32(bits[i]);
+      const unsigned missing = round_to_tf32(__float_as_uint(rest(i)));
+      second[i] = (bits[i] & 0x7f800000) == 0x7f800000 ? 0 : missing;
+      if ((second[i] & 0x7fffffff) == 0x7f800000) second[i] = cut_to_tf32(__float_as_uint(rest(i)));
+    }
+  }
+  parts[0] = make_uint4(first[0], first[1], first[2], first[3]);
+  if constexpr (kParts == 2) parts[1] = make_uint4(second[0], second[1], second[2], second[3]);
+}
+
+}  // namespace convt
