@@ -39,13 +39,15 @@ struct Search {
 
   // What a multiplying warpgroup needs to store 64 pixels of a row tile, in cycles.
   double slice_cycles(const TileWgmmaLaunch& launch, int bytes) const {
-    if (problem.output_channels_last) return bytes > 0 ? 579 : 4480;
-    if (bytes > 0) return bytes == 4 ? 503 : bytes == 8 ? 203 : 150;
-    return launch.phases_w == launch.taps_w.stride ? 2790 : 2295 * static_cast<double>(size);
+    if (problem.output_channels_last) return bytes > 0 ? 597 : 4480;
+    if (bytes > 0) return bytes == 4 ? 529 : bytes == 8 ? 200 : 150;
+    if (launch.phases_w == launch.taps_w.stride) return 2810;
+    // Sectors of the output are written in parts, by several row tiles.
+    return size == 2 ? 4600 : 4600.0 * launch.taps_w.stride / launch.phases_w;
   }
 
   // Cycles of a launch, with weights fitted to some 9,000 timed launches of the benchmark cases on an H100
-  // (the choice then takes 1.05 times the best candidate's time on average).
+  // (the choice then takes 1.04 times the best candidate's time on average).
   double estimate(const TileWgmmaLaunch& launch, const TileWgmmaConfig& config,
                   const TileWgmmaShared& shared) const {
     // What a multiplying warpgroup does of a work, what the stagers do, and what the tensor cores need.
@@ -69,10 +71,10 @@ struct Search {
         launch.division == TileWgmmaDivision::kPixels ? std::min<double>(numbers, config.pixels) : numbers;
     const double slices = own_row_tiles * std::ceil(own_numbers / kTileWgmmaSlice);
     const double multiply =
-        1.35 * tensor +
+        1.34 * tensor +
         own_row_tiles * launch.chunks *
-            ((launch.keeps_weight ? 44 : 276) * groups.waits + (parts == 1 ? 183 : 700) * groups.starts) +
-        3270 * rounds + 1150 + slice_cycles(launch, piece_bytes(launch, shared)) * slices;
+            ((launch.keeps_weight ? 55 : 273) * groups.waits + (parts == 1 ? 185 : 700) * groups.starts) +
+        3150 * rounds + 1360 + slice_cycles(launch, piece_bytes(launch, shared)) * slices;
 
     const double turns = (launch.keeps_planes() ? 1 : rounds) * launch.chunks;
     const double channels = static_cast<double>(launch.step_channels()) * launch.chunk_steps;
@@ -84,8 +86,8 @@ struct Search {
     const bool waits =
         launch.input_channels_last && size == 4 && (launch.stages == 2 || launch.stages == launch.chunks);
     const double stage = launch.input_channels_last && size == 2
-                             ? 1.39 * staged / launch.load_vector + 1210 * turns
-                             : 0.798 * staged / launch.load_vector + (waits ? 3000 : 1950) * turns;
+                             ? 1.36 * staged / launch.load_vector + 1170 * turns
+                             : 0.818 * staged / launch.load_vector + (waits ? 3000 : 1880) * turns;
 
     const double bytes = static_cast<double>(size);
     const double weight =
@@ -95,7 +97,7 @@ struct Search {
         bytes * static_cast<double>(problem.output_elements()) / static_cast<double>(launch.works());
     // Short pieces of output rows end in sectors that are not theirs alone.
     const double ends = problem.output_channels_last ? 0 : 6 / (launch.cols * launch.phases_w * bytes);
-    const double traffic = 0.00926 * weight + 0.0957 * bytes * staged + (0.0556 + ends) * output;
+    const double traffic = 0.0119 * weight + 0.0953 * bytes * staged + (0.0583 + ends) * output;
 
     // Two tiles at a time, or one.
     const double tiles = by_tiles ? kTileWgmmaGroups : 1;
@@ -104,12 +106,13 @@ struct Search {
                               cube(tiles * traffic));
     if (!by_tiles && rounds > 1 && launch.keeps_planes() && launch.stages < 2 * launch.chunks) {
       // The next tile has to wait for this one's planes.
-      cycles += 0.18 * stage * (2 * launch.chunks - launch.stages) / launch.chunks;
+      cycles += 0.185 * stage * (2 * launch.chunks - launch.stages) / launch.chunks;
     }
     const double turns_of_blocks =
         std::ceil(static_cast<double>(launch.works()) / (static_cast<double>(launch.grid) * tiles));
-    const double kept = launch.keeps_weight ? 0.038 * launch.weight_steps * launch.step_bytes() : 0;
-    return turns_of_blocks * cycles + 11500 + 0.00127 * static_cast<double>(launch.packed_bytes) + kept;
+    const double kept = launch.keeps_weight ? 0.05 * launch.weight_steps * launch.step_bytes() : 0;
+    return turns_of_blocks * cycles + 10600 + (launch.cluster > 1 ? 3400 : 0) +
+           0.00121 * static_cast<double>(launch.packed_bytes) + kept;
   }
 
   void consider(TileWgmmaLaunch launch) {
