@@ -28,7 +28,7 @@ import convt_ext
 from convt_ext import _library, functional, modules
 
 results = [doctest.testmod(module) for module in (convt_ext, _library, functional, modules)]
-assert sum(result.attempted for result in results) >= 6, results
+assert sum(result.attempted for result in results) >= 10, results
 sys.exit(sum(result.failed for result in results))
 """
     run_python(code)

@@ -103,5 +103,7 @@ def test_library_path() -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(convt_ext.__all__) == ["ConvTranspose2d", "__version__", "conv_transpose2d", "library_path", "plan"]
+    operators = ["conv_transpose1d", "conv_transpose2d"]
+    modules = ["ConvTranspose1d", "ConvTranspose2d"]
+    assert sorted(convt_ext.__all__) == [*modules, "__version__", *operators, "library_path", "plan"]
     assert (Path(convt_ext.__file__).parent / "py.typed").is_file()

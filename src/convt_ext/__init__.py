@@ -9,8 +9,16 @@ from ._library import library_path, load_library
 load_library()
 
 from . import _registration as _registration  # noqa: E402  (needs the library; registers when imported)
-from .functional import conv_transpose2d, plan  # noqa: E402
-from .modules import ConvTranspose2d  # noqa: E402
+from .functional import conv_transpose1d, conv_transpose2d, plan  # noqa: E402
+from .modules import ConvTranspose1d, ConvTranspose2d  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["ConvTranspose2d", "__version__", "conv_transpose2d", "library_path", "plan"]
+__all__ = [
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "__version__",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "library_path",
+    "plan",
+]

@@ -1,4 +1,4 @@
-"""The operator as a function."""
+"""The operator as functions, in two dimensions and in one."""
 
 from __future__ import annotations
 
@@ -58,6 +58,72 @@ def conv_transpose2d(
         with torch._C._AutoDispatchBelowAutograd():
             return _operator(input, weight, bias, stride, padding, output_padding, groups, dilation)
     return _operator(input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _one(name: str, value: int | Sequence[int]) -> int:
+    """Returns the int that `value` stands for along the only axis."""
+    if isinstance(value, int):
+        return value
+    if len(value) != 1:
+        raise RuntimeError(f"convt_ext.conv_transpose1d: {name} must be an int or hold 1 int, got {list(value)}")
+    return value[0]
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Computes what :func:`torch.nn.functional.conv_transpose1d` computes.
+
+    It is :func:`conv_transpose2d` on images one pixel high: the tensors are viewed so, none is copied.
+
+    Args:
+        input: [N, Cin, L] or [Cin, L]; dtypes as for :func:`conv_transpose2d`; any strides.
+        weight: [Cin, Cout / groups, K]; dtype and device of `input`.
+        bias: [Cout], or None; dtype and device of `input`.
+        stride: output samples between two input samples.
+        padding: output samples cropped at each end.
+        output_padding: output samples added at the end; below stride or dilation.
+        groups: number of blocks into which input and output channels are divided.
+        dilation: output samples between two taps of the filter.
+
+    Returns:
+        [N, Cout, OL], or [Cout, OL] for a 2-D input, with
+        ``OL = (L - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1``. The channels of a sample are
+        neighbours in memory if those of `input` are, else the samples of a channel.
+
+    Raises:
+        RuntimeError: an argument is not valid; the message names it, its value and what was expected. Pairs in it are
+            those of the images: the second number is the argument's.
+
+    Example:
+        >>> import torch, convt_ext
+        >>> x, w = torch.randn(16, 512, 400), torch.randn(512, 256, 16)
+        >>> convt_ext.conv_transpose1d(x, w, stride=8, padding=4).shape
+        torch.Size([16, 256, 3200])
+    """
+    for name, tensor, ranks, shape in (
+        ("input", input, (2, 3), "2-D [Cin, L] or 3-D [N, Cin, L]"),
+        ("weight", weight, (3,), "3-D [Cin, Cout/groups, K]"),
+    ):
+        if tensor.dim() not in ranks:
+            raise RuntimeError(f"convt_ext.conv_transpose1d: {name} must be {shape}, got shape {list(tensor.shape)}")
+    return conv_transpose2d(
+        input.unsqueeze(-2),
+        weight.unsqueeze(-2),
+        bias,
+        [1, _one("stride", stride)],
+        [0, _one("padding", padding)],
+        [0, _one("output_padding", output_padding)],
+        groups,
+        [1, _one("dilation", dilation)],
+    ).squeeze(-2)
 
 
 def plan(
