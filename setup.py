@@ -226,7 +226,13 @@ def cuda_extension(ext: Extension, toolchain: Toolchain, archs: list[str], versi
     # Messages and symbols name files by their place in the project, not on the machine that built.
     prefixes = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, headers[0])]
     macros = [f'-DCONVT_VERSION="{version}"', f'-DCONVT_ARCHS="{" ".join(archs)}"']
-    host_only = ["-Werror", "-g0", *STABLE_ABI_FLAGS, *(flag for path in headers for flag in ("-isystem", path))]
+    host_only = [
+        "-Werror",
+        "-Wshadow",
+        "-g0",
+        *STABLE_ABI_FLAGS,
+        *(flag for path in headers for flag in ("-isystem", path)),
+    ]
     made = cpp_extension.CUDAExtension(
         ext.name,
         ext.sources,

@@ -204,19 +204,19 @@ struct Search {
     chain += 1510 * turns;
 
     const double couts = static_cast<double>(problem.cout_per_group) / launch.cout_tiles;
-    const double vector = store_vector(launch, shared), parts = segments(launch, config);
-    const double part = pixels / parts;  // pixels of a segment
-    double lines, stores;                // of a row tile: segments of phases, and instructions of warps
+    const double vector = store_vector(launch, shared), runs = segments(launch, config);
+    const double part = pixels / runs;  // pixels of a segment
+    double lines, stores;               // of a row tile: segments of phases, and instructions of warps
     if (problem.output_channels_last) {
       const double phases =
           static_cast<double>(launch.taps_h.stride) * launch.taps_w.stride / launch.phase_sets();
-      lines = parts * phases;
+      lines = runs * phases;
       stores =
           lines * std::ceil(couts / (32 * vector)) * std::ceil(part * lanes(launch.couts() / vector) / 32);
     } else {
       const double width = launch.taps_w.set_size / vector;  // of a point
       const double row_lanes = lanes(launch.cols * width);
-      lines = parts * launch.taps_h.set_size;
+      lines = runs * launch.taps_h.set_size;
       stores = lines * std::ceil(part * width / row_lanes) * std::ceil(couts * row_lanes / 32);
     }
     busy += 5.2 * row_tiles * stores;
@@ -308,9 +308,9 @@ struct Search {
     const TileMmaConfig& config = kTileMmaConfigs[launch.config];
     const int row_tiles = launch.row_tiles();
     int last = 0;
-    for (int parts = 1; parts <= 64; parts *= 2) {
+    for (int shares = 1; shares <= 64; shares *= 2) {
       const int per_block =
-          static_cast<int>(ceil_div(ceil_div(row_tiles, parts), config.warps_m) * config.warps_m);
+          static_cast<int>(ceil_div(ceil_div(row_tiles, shares), config.warps_m) * config.warps_m);
       if (per_block == last) break;
       last = per_block;
       launch.row_tiles_per_block = per_block;

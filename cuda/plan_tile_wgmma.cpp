@@ -184,8 +184,8 @@ struct Search {
     const int unit = config.row_tiles * (by_rows ? kTileWgmmaGroups : 1);
     if (by_rows && row_tiles <= config.row_tiles) return;
     int last = 0;
-    for (int parts = 1; parts <= 64; parts *= 2) {
-      const int per_block = static_cast<int>(ceil_div(ceil_div(row_tiles, parts), unit) * unit);
+    for (int shares = 1; shares <= 64; shares *= 2) {
+      const int per_block = static_cast<int>(ceil_div(ceil_div(row_tiles, shares), unit) * unit);
       if (per_block == last) break;
       last = per_block;
       launch.row_tiles_per_block = per_block;
@@ -251,9 +251,9 @@ struct Search {
     }
     const int pixels = most_pixels(launch);
     fitting_tiles.clear();
-    for (int parts = 1;; parts *= 2) {
-      // Equal parts, and whole vectors.
-      const int equal = static_cast<int>(ceil_div(launch.grid_w, parts));
+    for (int shares = 1;; shares *= 2) {
+      // Equal shares, and whole vectors.
+      const int equal = static_cast<int>(ceil_div(launch.grid_w, shares));
       int tried = 0;
       for (int cols : {(equal + 7) / 8 * 8, equal + equal % 2, equal}) {
         if (cols > pixels || cols == tried) continue;

@@ -69,9 +69,9 @@ struct AxisTaps {
 
   CONVT_HOST_DEVICE int offsets(int set) const { return begin[set + 1] - begin[set]; }
 
-  // The tap that carries input q + offset to phase r of q, or -1. `by_dilation` divides by the dilation.
-  CONVT_HOST_DEVICE int tap(int r, int offset, const Divisor<int>& by_dilation) const {
-    const int distance = r + reach - offset * stride;
+  // The tap that carries input q + shift to phase r of q, or -1. `by_dilation` divides by the dilation.
+  CONVT_HOST_DEVICE int tap(int r, int shift, const Divisor<int>& by_dilation) const {
+    const int distance = r + reach - shift * stride;
     if (r >= stride || distance < 0) return -1;
     const auto k = by_dilation.divide(distance);
     return k.remainder == 0 && k.quotient < kernel ? k.quotient : -1;
