@@ -451,7 +451,8 @@ Plan plan_cuda(const Problem& problem, int device) {
   }
 }
 
-void set_pointers_and_strides(const Arguments& a, Problem& p) {
+// Sets what check_arguments, which CPU tensors pass too, leaves open.
+void complete_for_cuda(const Arguments& a, Problem& p) {
   if (p.dtype == DType::kFloat32) p.float32_precision = float32_precision();
   const auto in = a.input.strides(), w = a.weight.strides();
   p.input_stride = a.input.dim() == 4 ? ActivationStrides{in[0], in[1], in[2], in[3]}
@@ -532,7 +533,7 @@ std::optional<Tensor> allocate_workspace(const Plan& plan, const Tensor& like) {
 Tensor conv_transpose2d_cuda(const Arguments& a) {
   Problem problem = check_arguments(a);
   const int32_t device = a.input.get_device_index();
-  set_pointers_and_strides(a, problem);
+  complete_for_cuda(a, problem);
   const Plan plan = plan_cuda(problem, device);
   if (is_set(std::getenv("CONVT_PRINT_PLAN"))) std::fprintf(stderr, "convt: %s\n", describe(plan).c_str());
 
@@ -571,7 +572,7 @@ std::string plan_text_cpu(const Arguments& a) {
 
 std::string plan_text_cuda(const Arguments& a) {
   Problem problem = check_arguments(a);
-  set_pointers_and_strides(a, problem);
+  complete_for_cuda(a, problem);
   return describe(plan_cuda(problem, a.input.get_device_index()));
 }
 

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <type_traits>
 
 #include "convt/device/launch.cuh"
 #include "convt/device/tf32.cuh"
@@ -245,22 +244,21 @@ cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, voi
   return cudaGetLastError();
 }
 
+template <int kBytes, int kParts>
+cudaError_t launch_pack_in_order(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
+                                 cudaStream_t stream) {
+  return launch.packs_blocks ? launch_pack<kBytes, kParts, true>(problem, launch, workspace, stream)
+                             : launch_pack<kBytes, kParts, false>(problem, launch, workspace, stream);
+}
+
 }  // namespace
 
 cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                   cudaStream_t stream) {
-  const auto pack = [&](auto bytes, auto parts) {
-    constexpr int kBytes = decltype(bytes)::value, kParts = decltype(parts)::value;
-    return launch.packs_blocks ? launch_pack<kBytes, kParts, true>(problem, launch, workspace, stream)
-                               : launch_pack<kBytes, kParts, false>(problem, launch, workspace, stream);
-  };
-  using One = std::integral_constant<int, 1>;
-  using Two = std::integral_constant<int, 2>;
-  using Four = std::integral_constant<int, 4>;
-  const int64_t size = element_size(problem.dtype);
-  if (size == 2 && launch.parts == 1) return pack(Two{}, One{});
-  if (size == 4 && launch.parts == 1) return pack(Four{}, One{});
-  if (size == 4 && launch.parts == 2) return pack(Four{}, Two{});
+  const int size = launch.element_size, parts = launch.parts;
+  if (size == 2 && parts == 1) return launch_pack_in_order<2, 1>(problem, launch, workspace, stream);
+  if (size == 4 && parts == 1) return launch_pack_in_order<4, 1>(problem, launch, workspace, stream);
+  if (size == 4 && parts == 2) return launch_pack_in_order<4, 2>(problem, launch, workspace, stream);
   return cudaErrorInvalidValue;
 }
 

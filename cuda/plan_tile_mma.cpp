@@ -147,8 +147,7 @@ struct Search {
   double store_vector(const TileMmaLaunch& launch, const TileMmaShared& shared) const {
     if (!problem.output_channels_last && launch.taps_w.set_size != launch.taps_w.stride) return 1;
     const LineShape lines{launch.couts(), launch.taps_w.set_size};
-    const int element = static_cast<int>(size);
-    return static_cast<double>(aligned_store_bytes(problem, launch, shared, lines, element)) / element;
+    return static_cast<double>(aligned_store_bytes(problem, launch, shared, lines)) / launch.element_size;
   }
 
   // Segments of a tile's pixels, each in one row of the grid and one warp: the epilogue stores them one after
@@ -267,7 +266,7 @@ struct Search {
     }
     TileMmaShared shared;
     const auto fit = [&] {
-      shared = tile_mma_shared(launch, config, static_cast<int>(size), problem.output_channels_last);
+      shared = tile_mma_shared(launch, config, problem.output_channels_last);
       const int64_t bytes = static_cast<int64_t>(shared.bytes);
       const int64_t resident =
           std::min<int64_t>(device.shared_bytes_per_sm / (bytes + kReservedSharedBytes), config.min_blocks);

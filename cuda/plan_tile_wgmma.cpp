@@ -33,7 +33,7 @@ struct Search {
 
   // Bytes that a lane stores at once; 0 if output is not stored in aligned pieces (tile_wgmma.cuh).
   int piece_bytes(const TileWgmmaLaunch& launch, const TileWgmmaShared& shared) const {
-    const int bytes = aligned_store_bytes(problem, launch, shared, launch.lines(), static_cast<int>(size));
+    const int bytes = aligned_store_bytes(problem, launch, shared, launch.lines());
     return launch.stores_pieces(bytes, problem.output_channels_last) ? bytes : 0;
   }
 
@@ -160,7 +160,7 @@ struct Search {
     for (const int row_stages : {3, 2}) {
       launch.row_stages = launch.input_channels_last ? 0 : row_stages;
       for (launch.stages = 8; launch.stages >= 2; --launch.stages) {
-        shared = tile_wgmma_shared(launch, static_cast<int>(size), problem.output_channels_last);
+        shared = tile_wgmma_shared(launch, problem.output_channels_last);
         if (static_cast<int64_t>(shared.bytes) <= device.shared_bytes_per_block) break;
       }
       if (launch.input_channels_last || launch.stages >= 3) break;
@@ -218,7 +218,7 @@ struct Search {
     launch.images = 1;
     set_loads(problem, cols % 2 == 0, launch);
     TileWgmmaShared shared;
-    set_staged_input(shared, launch, static_cast<int>(size));
+    set_staged_input(shared, launch);
     const int pixels = most_pixels(launch);
     const int64_t last = int64_t{rows - 1} * shared.row_numbers + cols;  // pixel numbers of an image
     if (last > pixels) return false;
@@ -226,13 +226,14 @@ struct Search {
     if (rows == launch.grid_h && cols == launch.grid_w) {
       launch.images =
           static_cast<int>(std::min<int64_t>(problem.batch, (pixels - last) / shared.image_numbers + 1));
-      set_staged_input(shared, launch, static_cast<int>(size));
+      set_staged_input(shared, launch);
     }
     if (shared.plane < kMaxPlane) consider_rows(launch);
     return true;
   }
 
-  void consider_tiles(TileWgmmaLaunch launch) {
+  // Sets launch.max_offsets, and what the estimate needs of the phase sets.
+  void count_steps(TileWgmmaLaunch& launch) {
     all_offsets = sum_offsets(launch);
     const double sets = launch.phase_sets();
     for (const bool whole : {false, true}) {
@@ -249,6 +250,9 @@ struct Search {
         }
       }
     }
+  }
+
+  void consider_tiles(const TileWgmmaLaunch& launch) {
     const int pixels = most_pixels(launch);
     fitting_tiles.clear();
     for (int shares = 1;; shares *= 2) {
@@ -306,6 +310,7 @@ struct Search {
           if (!is_distinct(crop, problem)) break;
           if (!set_taps(problem, crop, 1, set_w, launch)) return;
           if (halves && !phases_agree(launch.taps_w)) continue;
+          count_steps(launch);
           for (const auto division :
                {TileWgmmaDivision::kTiles, TileWgmmaDivision::kRowTiles, TileWgmmaDivision::kPixels}) {
             launch.division = division;

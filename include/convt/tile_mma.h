@@ -141,7 +141,8 @@ struct TileMmaLaunch {
   size_t shared_limit = 0;  // what the device allows one
 
   int couts() const { return 1 << log2_couts; }
-  int step_channels() const { return 32 / element_size; }
+  int vector_channels() const { return 16 / element_size; }
+  int step_channels() const { return 2 * vector_channels(); }
   int phase_sets() const { return taps_h.sets * taps_w.sets; }
   int row_tiles() const { return cout_tiles * phase_sets(); }
   int64_t works() const { return tiles_m * tiles_w * tiles_h * tiles_n * splits * groups; }
@@ -187,7 +188,7 @@ inline int staged_row_padding(int chunk_steps, int channels) {
 }
 
 // Sets what concerns the staged input.
-inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch, int element_size) {
+inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch) {
   const int vector = launch.input_channels_last ? 1 : launch.load_vector;
   const int exact = launch.cols + launch.taps_w.span, before = columns_before(launch);
   s.input_rows = launch.rows + launch.taps_h.span;
@@ -197,7 +198,7 @@ inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch, int 
   s.staged_image = s.image_pixels;
   s.row_numbers = launch.cols;
   s.image_numbers = launch.rows * launch.cols;
-  const int channels = 16 / element_size;  // of a vector
+  const int channels = launch.vector_channels();
   const int pixels = launch.images * s.image_pixels;
   s.row_pitch = (pixels + channels - 1) / channels * channels;
   s.row_padding = staged_row_padding(launch.chunk_steps, channels);
@@ -210,36 +211,36 @@ inline size_t plane_bytes(const TileMmaShared& s, const TileMmaLaunch& launch) {
 }
 
 // Bytes of one buffer of rows.
-inline size_t tile_mma_row_bytes(const TileMmaShared& s, int chunk_steps, int element_size) {
-  const size_t channels = static_cast<size_t>(16 / element_size);
-  return 2 * static_cast<size_t>(chunk_steps) * (channels * s.row_pitch + s.row_padding) * element_size;
+inline size_t row_bytes(const TileMmaShared& s, const TileMmaLaunch& launch) {
+  const size_t channels = static_cast<size_t>(launch.vector_channels());
+  return 2 * static_cast<size_t>(launch.chunk_steps) * (channels * s.row_pitch + s.row_padding) *
+         launch.element_size;
 }
 
 // Elements between the output channels of a pixel and those of the next: 16 bytes, so that pixels are aligned
 // and the lanes of a warp write different banks.
-inline int channels_padding(int element_size) { return 16 / element_size; }
+inline int channels_padding(const TileMmaLaunch& launch) { return launch.vector_channels(); }
 
 inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaConfig& config,
-                                     int element_size, bool output_channels_last) {
+                                     bool output_channels_last) {
   TileMmaShared s;
-  set_staged_input(s, launch, element_size);
+  set_staged_input(s, launch);
   s.plane_buffers = launch.input_channels_last && launch.prefetches ? 2 : 1;
   s.row_buffers = launch.input_channels_last ? 0 : 1;
   const int slots = launch.taps_h.set_size * launch.taps_w.set_size;
   if (output_channels_last) {
-    s.output_pitch =
-        launch.log2_couts >= 3 ? launch.couts() + channels_padding(element_size) : launch.couts();
-    s.output_bytes = slots * config.warp_pixels() * s.output_pitch * element_size;
+    s.output_pitch = launch.log2_couts >= 3 ? launch.couts() + channels_padding(launch) : launch.couts();
+    s.output_bytes = slots * config.warp_pixels() * s.output_pitch * launch.element_size;
   } else {
     s.output_pitch = (config.warp_pixels() + 8) * launch.taps_w.set_size;
-    s.output_bytes = launch.taps_h.set_size * launch.couts() * s.output_pitch * element_size;
+    s.output_bytes = launch.taps_h.set_size * launch.couts() * s.output_pitch * launch.element_size;
   }
   s.output_bytes = (s.output_bytes + 15) / 16 * 16;
   const size_t offsets = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) *
                          static_cast<size_t>(launch.taps_w.begin[launch.taps_w.sets]);
   s.planes_offset = (offsets * 8 + 15) / 16 * 16;
   s.rows_offset = s.planes_offset + static_cast<size_t>(s.plane_buffers) * plane_bytes(s, launch);
-  s.output_offset = s.rows_offset + s.row_buffers * tile_mma_row_bytes(s, launch.chunk_steps, element_size);
+  s.output_offset = s.rows_offset + s.row_buffers * row_bytes(s, launch);
   s.bytes = s.output_offset + static_cast<size_t>(config.warps()) * s.output_bytes;
   return s;
 }
@@ -259,7 +260,8 @@ struct LineShape {
 
 // Bytes that a lane may store at once, as far as sizes decide; the output's address may allow less.
 inline int aligned_store_bytes(const Problem& problem, const TileMmaLaunch& launch,
-                               const TileMmaShared& shared, const LineShape& lines, int element_size) {
+                               const TileMmaShared& shared, const LineShape& lines) {
+  const int element_size = launch.element_size;
   if (problem.output_channels_last) {
     return common_power_of_two(16, problem.cout_per_group * element_size, lines.couts * element_size);
   }

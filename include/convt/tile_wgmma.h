@@ -105,8 +105,8 @@ CONVT_HOST_DEVICE constexpr int tile_wgmma_pixel_pitch(int element_size) {
 }
 
 // Sets what concerns the staged input.
-inline void set_staged_input(TileWgmmaShared& s, const TileWgmmaLaunch& launch, int element_size) {
-  const int channels = 16 / element_size;  // of a vector
+inline void set_staged_input(TileWgmmaShared& s, const TileWgmmaLaunch& launch) {
+  const int channels = launch.vector_channels();
   const auto whole_vectors = [channels](int columns) {
     return (columns + channels - 1) / channels * channels;
   };
@@ -124,15 +124,15 @@ inline void set_staged_input(TileWgmmaShared& s, const TileWgmmaLaunch& launch, 
   s.plane = (launch.images * s.image_pixels) | 1;
 }
 
-inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, int element_size,
-                                         bool output_channels_last) {
+inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, bool output_channels_last) {
+  const int element_size = launch.element_size;
   TileWgmmaShared s;
-  set_staged_input(s, launch, element_size);
+  set_staged_input(s, launch);
   s.plane_buffers = launch.stages;
   s.row_buffers = launch.row_stages;
   if (output_channels_last) {
     const int couts = launch.phases_in_halves ? 8 : 16;
-    s.output_pitch = couts + channels_padding(element_size);
+    s.output_pitch = couts + channels_padding(launch);
     // A quarter of whole pixels, or the warp's rows of all pixels.
     s.output_bytes = std::max(kTileWgmmaSlice / 4 * tile_wgmma_pixel_pitch(element_size),
                               16 / couts * kTileWgmmaSlice * s.output_pitch * element_size);
@@ -152,8 +152,7 @@ inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, int elem
   s.weight_offset = (s.steps_offset + 4 * (steps + kTileWgmmaGroupSteps) + 127) / 128 * 128;
   s.planes_offset = s.weight_offset + weight_buffers * launch.weight_steps * launch.step_bytes();
   s.rows_offset = s.planes_offset + static_cast<size_t>(launch.stages) * plane_bytes(s, launch);
-  s.output_offset =
-      s.rows_offset + launch.row_stages * tile_mma_row_bytes(s, launch.chunk_steps, element_size);
+  s.output_offset = s.rows_offset + launch.row_stages * row_bytes(s, launch);
   s.bytes = s.output_offset + static_cast<size_t>(4 * kTileWgmmaGroups) * s.output_bytes;
   if (s.bytes < s.rows_offset + kTileWgmmaOverread) s.bytes = s.rows_offset + kTileWgmmaOverread;
   return s;

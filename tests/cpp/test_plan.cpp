@@ -185,9 +185,7 @@ void check_products(const Problem& p, const convt::TileMmaLaunch& launch, const 
 void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const DeviceLimits& device,
                     const std::string& context) {
   const convt::TileMmaConfig& config = convt::kTileMmaConfigs[launch.config];
-  check_products(p, launch, device,
-                 convt::tile_mma_shared(launch, config, launch.element_size, p.output_channels_last),
-                 context);
+  check_products(p, launch, device, convt::tile_mma_shared(launch, config, p.output_channels_last), context);
   CHECK(launch.step_channels() * (launch.channel_steps - 1) < p.cin_per_group, context);
   CHECK(launch.element_size == 2 || config.takes_float32(), context);
   CHECK(launch.images * launch.rows * launch.cols <= config.pixels(), context);
@@ -199,8 +197,7 @@ void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const 
 void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, const DeviceLimits& device,
                       const std::string& context) {
   const convt::TileWgmmaConfig& config = convt::kTileWgmmaConfigs[launch.config];
-  const convt::TileWgmmaShared shared =
-      convt::tile_wgmma_shared(launch, launch.element_size, p.output_channels_last);
+  const convt::TileWgmmaShared shared = convt::tile_wgmma_shared(launch, p.output_channels_last);
   CHECK(config.takes(launch.parts), context);
   check_products(p, launch, device, shared, context);
   CHECK(device.has_wgmma && launch.splits == 1 && launch.grid <= device.sm_count, context);

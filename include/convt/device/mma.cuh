@@ -14,6 +14,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 namespace convt {
 
 using FragmentA = uint4;
@@ -39,34 +41,25 @@ __device__ inline unsigned transpose_matrix(unsigned x) {
   return y;
 }
 
+#define CONVT_MMA(SHAPE, TYPE)                                               \
+  asm("mma.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE                \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1))
+
 // c += a * b, one channel step.
 template <typename T>
-__device__ inline void multiply_add(float (&c)[4], const FragmentA& a, unsigned b0, unsigned b1);
-
-template <>
-__device__ inline void multiply_add<__half>(float (&c)[4], const FragmentA& a, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+__device__ inline void multiply_add(float (&c)[4], const FragmentA& a, unsigned b0, unsigned b1) {
+  if constexpr (std::is_same_v<T, __half>) {
+    CONVT_MMA("m16n8k16", "f16");
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    CONVT_MMA("m16n8k16", "bf16");
+  } else {
+    CONVT_MMA("m16n8k8", "tf32");
+  }
 }
 
-template <>
-__device__ inline void multiply_add<__nv_bfloat16>(float (&c)[4], const FragmentA& a, unsigned b0,
-                                                   unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-template <>
-__device__ inline void multiply_add<float>(float (&c)[4], const FragmentA& a, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
+#undef CONVT_MMA
 
 // Two sums rounded to nearest and packed, the first in the low half.
 template <typename T>

@@ -81,18 +81,6 @@ using FragmentsA = FragmentA[Config::kBlocksM];
 // are added to float32 after so many channel steps.
 inline constexpr int kSummedSteps = 4;
 
-template <typename Config>
-__device__ inline void clear(Sums<Config>& sums) {
-#pragma unroll
-  for (auto& row : sums) {
-#pragma unroll
-    for (auto& c : row) {
-#pragma unroll
-      for (float& sum : c) sum = 0.0f;
-    }
-  }
-}
-
 // sums += a * b for the blocks of rows in `blocks`; `address` is that of the step's planes.
 template <typename T, typename Config, bool kAllBlocks>
 __device__ inline void multiply_step(const FragmentsA<Config>& a, unsigned address,
@@ -122,6 +110,11 @@ __device__ inline void for_each_sum(Sums<Config>& sums, const Operation& operati
       for (int k = 0; k < 4; ++k) operation(sums[i][j][k], i, j, k);
     }
   }
+}
+
+template <typename Config>
+__device__ inline void clear(Sums<Config>& sums) {
+  for_each_sum<Config>(sums, [](float& sum, int, int, int) { sum = 0.0f; });
 }
 
 // Reads A fragments of the blocks of rows in `blocks`.
@@ -414,8 +407,7 @@ cudaError_t launch_config(const Problem& problem, const TileMmaLaunch& launch, v
   cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
   if (error != cudaSuccess) return error;
   Params<T> p;
-  set_params(p, problem, launch,
-             tile_mma_shared(launch, Config::kShape, sizeof(T), problem.output_channels_last),
+  set_params(p, problem, launch, tile_mma_shared(launch, Config::kShape, problem.output_channels_last),
              {launch.couts(), launch.taps_w.set_size}, Config::kThreads, workspace);
   kernel<<<static_cast<unsigned>(launch.grid), Config::kThreads, launch.shared_bytes, stream>>>(p);
   if (launch.splits == 1) return cudaGetLastError();

@@ -207,7 +207,7 @@ void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launc
   p.phases_w = lines.phases_w;
   p.phase_sets = launch.phase_sets();
   p.phase_sets_w = launch.taps_w.sets;
-  p.store_bytes = common_power_of_two(aligned_store_bytes(problem, launch, shared, lines, kSize),
+  p.store_bytes = common_power_of_two(aligned_store_bytes(problem, launch, shared, lines),
                                       reinterpret_cast<intptr_t>(problem.output));
   const int line = problem.output_channels_last ? lines.couts : launch.cols * lines.phases_w;  // elements
   p.log2_line_lanes = 0;

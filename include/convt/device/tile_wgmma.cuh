@@ -16,7 +16,8 @@
 // The two take different tiles, or different rows or pixels of the same tile.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
+#include <type_traits>
 
 #include "convt/device/async_copy.cuh"
 #include "convt/device/channel_planes.cuh"
@@ -108,7 +109,7 @@ struct RingPlace {
     }
   }
 
-  __device__ void advance(int stages) {
+  __device__ void next(int stages) {
     if (++slot == stages) {
       slot = 0;
       parity ^= 1;
@@ -328,7 +329,7 @@ __device__ inline void load_weight(const WgmmaParams<T>& p, int warpgroup) {
                                 ring.full(place.slot));
             }
             source += bytes;
-            place.advance(p.weight_stages);
+            place.next(p.weight_stages);
           }
         }
       }
@@ -399,7 +400,7 @@ __device__ inline void stage_and_split_chunks(const WgmmaParams<float>& p) {
     if (!staging.done()) {
       wait(ring.empty(copied.slot), copied.parity ^ 1);
       staging.copy(plane_buffer(p, copied.slot));
-      copied.advance(p.stages);
+      copied.next(p.stages);
       ++left;
     }
     commit_copies();  // also without copies: groups are counted
@@ -412,7 +413,7 @@ __device__ inline void stage_and_split_chunks(const WgmmaParams<float>& p) {
     sync_threads<kStagers>(1);  // everybody's copies are here
     split_planes<Config::kParts, kStagers, kSplitAtOnce<Config>>(p, plane_buffer(p, place.slot));
     announce(ring.full(place.slot));
-    place.advance(p.stages);
+    place.next(p.stages);
     --left;
   }
 }
@@ -430,7 +431,7 @@ __device__ inline void stage_pixel_chunks(const WgmmaParams<T>& p) {
     } else {
       announce(ring.full(place.slot));
     }
-    place.advance(p.stages);
+    place.next(p.stages);
   }
 }
 
@@ -498,7 +499,7 @@ __device__ inline void stage_row_chunks(const WgmmaParams<T>& p) {
     turn_exact_rows<T, Config::kParts>(p, static_cast<int>(before & 15), row_buffer(p, turned),
                                        plane_buffer(p, place.slot));
     announce(ring.full(place.slot));
-    place.advance(p.stages);
+    place.next(p.stages);
     before >>= 4;
     --left;
   }
@@ -532,7 +533,7 @@ struct WeightReader {
     } else {
       address = weight_buffer(p, stream(p), place.slot);
       wait(weight_ring(p, stream(p)).full(place.slot), place.parity);
-      place.advance(p.weight_stages);
+      place.next(p.weight_stages);
     }
     return wgmma_descriptor(address, kRows);
   }
@@ -559,25 +560,29 @@ __device__ inline void multiply_steps(UnitSums<Config>& sums, int block, unsigne
   wgmma_commit();
 }
 
+// Calls `visit` for a group of `count` channel steps, as many at a time as there is code for: with their
+// number, a constant, and the first.
+template <typename Visit>
+__device__ inline void for_steps(int count, const Visit& visit) {
+  constexpr int kHalf = kGroupSteps / 2;
+  if (count == kGroupSteps) return visit(std::integral_constant<int, kGroupSteps>{}, 0);
+  int step = 0;
+  if (count >= kHalf) {
+    visit(std::integral_constant<int, kHalf>{}, 0);
+    step = kHalf;
+  }
+#pragma unroll 1
+  for (; step < count; ++step) visit(std::integral_constant<int, 1>{}, step);
+}
+
 // Starts the products of a group of `count` channel steps.
 template <typename T, typename Config>
 __device__ inline void multiply_group(UnitSums<Config>& sums, int block, unsigned a, unsigned planes,
                                       int count, int adds) {
-  constexpr int kHalf = kGroupSteps / 2;
-  if (count == kGroupSteps) {
-    multiply_steps<kGroupSteps, T, Config>(sums, block, a, planes, 0, adds);
-    return;
-  }
-  int step = 0;
-  if (count >= kHalf) {
-    multiply_steps<kHalf, T, Config>(sums, block, a, planes, 0, adds);
-    step = kHalf;
-  }
-#pragma unroll 1
-  for (; step < count; ++step) {
-    multiply_steps<1, T, Config>(sums, block, a + step * (Config::kStepBytes / 16), planes, step,
-                                 step > 0 ? 1 : adds);
-  }
+  for_steps(count, [&](auto steps, int first) {
+    multiply_steps<decltype(steps)::value, T, Config>(sums, block, a + first * (Config::kStepBytes / 16),
+                                                      planes, first, first > 0 ? 1 : adds);
+  });
 }
 
 // sums += the products of kSteps channel steps of split operands, whose second parts lie `part_planes`
@@ -624,20 +629,10 @@ __device__ inline void add_split_steps(UnitSums<Config>& sums, unsigned a, unsig
 template <typename T, typename Config>
 __device__ inline void add_split_group(UnitSums<Config>& sums, unsigned a, unsigned planes, int part_planes,
                                        int count) {
-  constexpr int kHalf = kGroupSteps / 2;
-  if (count == kGroupSteps) {
-    add_split_steps<kGroupSteps, T, Config>(sums, a, planes, 0, part_planes);
-    return;
-  }
-  int step = 0;
-  if (count >= kHalf) {
-    add_split_steps<kHalf, T, Config>(sums, a, planes, 0, part_planes);
-    step = kHalf;
-  }
-#pragma unroll 1
-  for (; step < count; ++step) {
-    add_split_steps<1, T, Config>(sums, a + step * (Config::kStepBytes / 16), planes, step, part_planes);
-  }
+  for_steps(count, [&](auto steps, int first) {
+    add_split_steps<decltype(steps)::value, T, Config>(sums, a + first * (Config::kStepBytes / 16), planes,
+                                                       first, part_planes);
+  });
 }
 
 // Buffers whose products are under way: they are given back once those are finished.
@@ -1087,7 +1082,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
           in_use.planes = at.slot;
           if (Config::kParts > 1) in_use.give_back(p, weight.stream(p));
         }
-        at.advance(p.stages);
+        at.next(p.stages);
       }
       wgmma_wait<0>();
       hold<Config>(sums);
@@ -1172,9 +1167,8 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   auto* kernel = tile_wgmma_kernel<T, Config>;
   const cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
   if (error != cudaSuccess) return error;
-  constexpr int kSize = static_cast<int>(sizeof(T));
   WgmmaParams<T> p;
-  const TileWgmmaShared shared = tile_wgmma_shared(launch, kSize, problem.output_channels_last);
+  const TileWgmmaShared shared = tile_wgmma_shared(launch, problem.output_channels_last);
   set_params(p, problem, launch, shared, launch.lines(), kStagers, workspace);
   p.division = launch.division;
   p.cluster = launch.cluster;
@@ -1185,7 +1179,7 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.weight_stages = launch.weight_stages;
   p.weight_streams = launch.weight_streams();
   p.chunk_bytes = static_cast<int>(plane_bytes(shared, launch));
-  p.row_bytes = static_cast<int>(tile_mma_row_bytes(shared, launch.chunk_steps, kSize));
+  p.row_bytes = static_cast<int>(row_bytes(shared, launch));
   p.weight_bytes = launch.weight_steps * Config::kStepBytes;
   p.group_steps = std::min(launch.weight_steps, kGroupSteps);
   p.notes_offset = static_cast<unsigned>(shared.notes_offset);
