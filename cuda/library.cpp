@@ -505,6 +505,8 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
       return cudaSuccess;
     case Kernel::kGeneric:
       return launch_generic(problem, stream);
+    case Kernel::kDepthwise:
+      return launch_depthwise(problem, plan.depthwise, stream);
     case Kernel::kTileSimt:
       if (plan.tile_simt.packs_weights) {
         const cudaError_t error = launch_pack_weights(problem, plan.tile_simt, workspace, stream);

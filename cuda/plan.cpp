@@ -180,11 +180,6 @@ struct TileSimtSearch {
   }
 };
 
-AxisPhases<int> narrow_phases(const Axis& axis) {
-  return make_axis_phases<int>(static_cast<int>(axis.stride), static_cast<int>(axis.dilation),
-                               static_cast<int>(axis.kernel));
-}
-
 bool plan_tile_simt(const Problem& problem, const DeviceLimits& device, TileSimtLaunch* launch) {
   TileSimtLaunch start;
   start.phases_h = narrow_phases(problem.h);
@@ -264,8 +259,8 @@ double plan_tile_wgmma(const Problem& problem, const DeviceLimits& device, const
 }
 
 // Neighbouring channels of an NHWC tensor lie in different groups when a group has few of them: a block that
-// computes one group would then read and write single elements far apart, and one thread per output does
-// better.
+// computes one group would then read and write single elements far apart, and threads that are neighbours
+// along the channels do better.
 bool groups_split_vectors(const Problem& p) {
   return p.output_channels_last && p.groups > 1 && p.cout_per_group < 4;
 }
@@ -275,6 +270,16 @@ bool groups_split_vectors(const Problem& p) {
 bool fills_tensor_cores(const Problem& p) {
   const int64_t least = 16 / element_size(p.dtype);
   return p.cin_per_group >= least && (p.groups == 1 || p.cout_per_group >= least);
+}
+
+// Whether `depthwise` does better than the tiles: a group sums too few products for an output to fill them,
+// and multiplies an input by too few weights for a register tile of output channels to pay.
+bool suits_depthwise(const Problem& p) {
+  constexpr int64_t kMostCouts = 8;
+  if (p.cin_per_group == 1) return true;
+  if (p.groups == 1) return false;
+  return groups_split_vectors(p) ||
+         (p.cin_per_group < 16 / element_size(p.dtype) && p.cout_per_group <= kMostCouts);
 }
 
 // Whether tensor cores do three products of TF32 sooner than the FMA units one of float32: by NVIDIA's
@@ -299,6 +304,8 @@ const char* kernel_name(Kernel kernel) {
       return "none";
     case Kernel::kGeneric:
       return "generic";
+    case Kernel::kDepthwise:
+      return "depthwise";
     case Kernel::kTileSimt:
       return "tile_simt";
     case Kernel::kTileMma:
@@ -314,9 +321,10 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const std::string& name = wanted.name;
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
   const bool tensor_kernel = forces(Kernel::kTileMma) || forces(Kernel::kTileWgmma);
-  if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kTileSimt) && !tensor_kernel) {
-    throw std::invalid_argument("CONVT_KERNEL must be generic, tile_simt, tile_mma or tile_wgmma, got " +
-                                name);
+  if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
+      !forces(Kernel::kTileSimt) && !tensor_kernel) {
+    throw std::invalid_argument(
+        "CONVT_KERNEL must be generic, depthwise, tile_simt, tile_mma or tile_wgmma, got " + name);
   }
   if (wanted.text != name && !tensor_kernel) {
     throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
@@ -347,6 +355,14 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
     }
   }
   if (plan.kernel != Kernel::kNone) return plan;
+  if (forces(Kernel::kDepthwise) || (name.empty() && suits_depthwise(problem))) {
+    obstacle = depthwise_obstacle(problem, device);
+    if (obstacle == nullptr) {
+      plan.depthwise = plan_depthwise(problem, device);
+      plan.kernel = Kernel::kDepthwise;
+      return plan;
+    }
+  }
   if (name.empty() || forces(Kernel::kTileSimt)) {
     obstacle = tile_simt_obstacle(problem);
     if (obstacle == nullptr && (!name.empty() || !groups_split_vectors(problem))) {
@@ -367,6 +383,19 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
 std::string describe(const Plan& plan) {
   std::ostringstream line;
   line << kernel_name(plan.kernel);
+  if (plan.kernel == Kernel::kDepthwise) {
+    const DepthwiseLaunch& t = plan.depthwise;
+    const bool by_channel = t.mapping == DepthwiseMapping::kChannels;
+    line << " mapping=" << (by_channel ? "channels" : "columns") << " vector=" << t.vector
+         << " rows=" << t.rows << "x" << t.row_sets << " long=" << t.long_sums;
+    if (by_channel) {
+      line << " lanes=" << t.lanes << "x" << t.channel_tiles << " items=" << t.items_at_once << "x"
+           << t.passes << "x" << t.blocks_an_image << " shared=" << t.shared_bytes;
+    } else {
+      line << " sets=" << t.sets_per_thread << "x" << t.runs;
+    }
+    line << " blocks=" << t.blocks;
+  }
   if (plan.kernel == Kernel::kTileSimt) {
     const TileSimtLaunch& t = plan.tile_simt;
     const TileSimtConfig& config = kTileSimtConfigs[t.config];

@@ -21,6 +21,12 @@ inline int64_t next_power_of_two(int64_t value) {
   return power;
 }
 
+// The phases of an axis whose coordinates fit in 32 bits.
+inline AxisPhases<int> narrow_phases(const Axis& axis) {
+  return make_axis_phases<int>(static_cast<int>(axis.stride), static_cast<int>(axis.dilation),
+                               static_cast<int>(axis.kernel));
+}
+
 // What the searches for launches of tile_mma and tile_wgmma share.
 
 // How the kernels read the input: NHWC, or element by element along C, unless neighbours along W lie side by
@@ -64,5 +70,9 @@ void visit_tile_mma(const Problem& problem, const DeviceLimits& device, const Ti
 const char* tile_wgmma_obstacle(const Problem& problem, const DeviceLimits& device);
 using TileWgmmaVisitor = std::function<void(const TileWgmmaLaunch&, double)>;
 void visit_tile_wgmma(const Problem& problem, const DeviceLimits& device, const TileWgmmaVisitor& visit);
+
+// Why `depthwise` cannot compute a problem, or null; and its launch where it can.
+const char* depthwise_obstacle(const Problem& problem, const DeviceLimits& device);
+DepthwiseLaunch plan_depthwise(const Problem& problem, const DeviceLimits& device);
 
 }  // namespace convt

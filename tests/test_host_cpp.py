@@ -13,7 +13,12 @@ FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefin
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "test_divisor": (),
     "test_phases": (),
-    "test_plan": ("cuda/plan.cpp", "cuda/plan_tile_mma.cpp", "cuda/plan_tile_wgmma.cpp"),
+    "test_plan": (
+        "cuda/plan.cpp",
+        "cuda/plan_depthwise.cpp",
+        "cuda/plan_tile_mma.cpp",
+        "cuda/plan_tile_wgmma.cpp",
+    ),
 }
 
 pytestmark = [

@@ -12,6 +12,8 @@ namespace convt {
 
 cudaError_t launch_generic(const Problem& problem, cudaStream_t stream);
 
+cudaError_t launch_depthwise(const Problem& problem, const DepthwiseLaunch& launch, cudaStream_t stream);
+
 // Writes launch.workspace_bytes to `workspace`; before launch_tile_simt_* when launch.packs_weights.
 cudaError_t launch_pack_weights(const Problem& problem, const TileSimtLaunch& launch, void* workspace,
                                 cudaStream_t stream);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "convt/depthwise.h"
 #include "convt/problem.h"
 #include "convt/tile_mma.h"
 #include "convt/tile_simt.h"
@@ -23,6 +24,7 @@ struct DeviceLimits {
 enum class Kernel {
   kNone,  // an empty output: nothing to launch
   kGeneric,
+  kDepthwise,
   kTileSimt,
   kTileMma,
   kTileWgmma,
@@ -32,6 +34,7 @@ const char* kernel_name(Kernel kernel);
 
 struct Plan {
   Kernel kernel = Kernel::kNone;
+  DepthwiseLaunch depthwise;   // when kernel is kDepthwise
   TileSimtLaunch tile_simt;    // when kernel is kTileSimt
   TileMmaLaunch tile_mma;      // when kernel is kTileMma
   TileWgmmaLaunch tile_wgmma;  // when kernel is kTileWgmma

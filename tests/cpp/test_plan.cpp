@@ -240,11 +240,56 @@ void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, co
   CHECK(pixel_tiles % launch.cluster == 0 && launch.grid % launch.cluster == 0, context);
 }
 
+// Every output is computed by exactly one thread, from the inputs of its phase.
+void check_depthwise(const Problem& p, const convt::DepthwiseLaunch& launch, const DeviceLimits& device,
+                     const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  CHECK(launch.vector == 1 || launch.vector == convt::kDepthwiseVector, context);
+  CHECK(launch.rows == 1 || launch.rows == convt::kDepthwiseRows, context);
+  CHECK(launch.phases_h.stride == p.h.stride && launch.phases_w.stride == p.w.stride, context);
+  const int64_t step = launch.phases_h.shift_step, rows = (p.h.output + p.h.stride - 1) / p.h.stride;
+  CHECK(launch.row_sets % step == 0, context);
+  covers(launch.row_sets / step, launch.rows * step, rows);
+  CHECK((rows + launch.rows * step) * p.h.stride < int64_t{1} << 31, context);
+  const int64_t products =
+      p.cin_per_group * convt::most_taps(launch.phases_h) * convt::most_taps(launch.phases_w);
+  CHECK(launch.long_sums == (products > convt::kDepthwiseMaxProducts), context);
+  CHECK(launch.blocks >= 1 && launch.blocks <= 2147483647, context);
+  if (launch.mapping == convt::DepthwiseMapping::kColumns) {
+    CHECK(p.w.output % launch.vector == 0, context);
+    // Neighbouring columns read neighbouring inputs.
+    CHECK(launch.vector == 1 || (launch.phases_w.shift_step == 1 && !p.output_channels_last), context);
+    covers(launch.runs, launch.sets_per_thread, launch.row_sets);
+    CHECK(launch.threads == p.w.output / launch.vector * p.h.stride * launch.runs * p.cout() * p.batch,
+          context);
+    covers(launch.blocks, convt::kDepthwiseThreads, launch.threads);
+    return;
+  }
+  CHECK(p.output_channels_last, context);
+  CHECK(launch.vector == 1 || (p.cin_per_group == 1 && p.cout_per_group == 1), context);
+  const int64_t channels = int64_t{launch.lanes} * launch.vector;
+  covers(launch.channel_tiles, channels, p.cout());
+  // A block can also take one channel a thread.
+  CHECK(p.cout() % launch.vector == 0 && channels <= convt::kDepthwiseThreads, context);
+  CHECK(launch.items == p.w.output * p.h.stride * launch.row_sets, context);
+  CHECK(launch.items_at_once >= 1 && launch.items_at_once * launch.lanes <= convt::kDepthwiseThreads,
+        context);
+  covers(launch.blocks_an_image, int64_t{launch.passes} * launch.items_at_once, launch.items);
+  CHECK(launch.blocks == launch.blocks_an_image * launch.channel_tiles * p.batch, context);
+  CHECK(launch.pitch >= channels && launch.pitch % launch.vector == 0, context);
+  const int64_t weights = p.cin_per_group * p.h.kernel * p.w.kernel * launch.pitch;
+  CHECK(static_cast<int64_t>(launch.shared_bytes) == 4 * weights, context);
+  CHECK(launch.shared_bytes <= 48 << 10 && 4 * weights <= device.shared_bytes_per_block, context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
   if (plan.kernel == Kernel::kTileMma) return check_tile_mma(p, plan.tile_mma, device, context);
   if (plan.kernel == Kernel::kTileWgmma) return check_tile_wgmma(p, plan.tile_wgmma, device, context);
+  if (plan.kernel == Kernel::kDepthwise) return check_depthwise(p, plan.depthwise, device, context);
   if (plan.kernel != Kernel::kTileSimt) return;
   check_coverage(p, plan.tile_simt, context);
   check_limits(p, plan.tile_simt, device, context);
@@ -278,7 +323,6 @@ void test_typical_problems() {
       {"hifigan", make_problem(DType::kFloat32, 16, 512, 256, make_axis(1, 1, 1), make_axis(400, 16, 8, 4))},
       {"to an image", make_problem(DType::kFloat32, 16, 128, 3, k4s2, k4s2)},
       {"from an image", make_problem(DType::kFloat32, 2, 3, 32, k4s2, k4s2), false},
-      {"depthwise", make_problem(DType::kFloat32, 32, 256, 256, k4s2, k4s2, 256), false},
       {"dilated", make_problem(DType::kFloat16, 16, 32, 64, make_axis(64, 3, 5, 1, 0, 2),
                                make_axis(128, 3, 5, 1, 0, 2))},
   };
@@ -303,13 +347,64 @@ void test_typical_problems() {
   }
 }
 
+// Which groups are too small for tiles.
+void test_depthwise() {
+  const Axis k4s2 = make_axis(64, 4, 2, 1), k3s1 = make_axis(56, 3, 1, 1), k31s1 = make_axis(56, 31, 1, 15);
+  const Axis k64s32 = make_axis(16, 64, 32, 16), row = make_axis(1, 1, 1), k1s999 = make_axis(5, 1, 999);
+  const struct {
+    const char* name;
+    Kernel expected;
+    int64_t batch, cin, cout, groups;
+    Axis h, w;
+  } cases[] = {
+      {"depthwise", Kernel::kDepthwise, 32, 256, 256, 256, k4s2, k4s2},
+      {"multiplier", Kernel::kDepthwise, 4, 32, 96, 32, k3s1, k3s1},
+      {"large filter", Kernel::kDepthwise, 16, 64, 64, 64, k31s1, k31s1},
+      {"bilinear", Kernel::kDepthwise, 8, 21, 21, 21, k64s32, k64s32},
+      {"one row", Kernel::kDepthwise, 2, 64, 64, 64, row, make_axis(4096, 4, 2, 1)},
+      {"groups of two", Kernel::kDepthwise, 16, 128, 128, 64, k4s2, k4s2},
+      {"groups of three to many", Kernel::kTileSimt, 16, 24, 512, 8, k4s2, k4s2},
+      {"one channel", Kernel::kDepthwise, 8, 1, 64, 1, k4s2, k4s2},
+      {"an image", Kernel::kTileSimt, 8, 3, 64, 1, k4s2, k4s2},
+      {"beyond the strides of the tiles", Kernel::kDepthwise, 1, 2, 2, 2, k1s999, k1s999},
+      {"beyond its strides", Kernel::kGeneric, 1, 2, 2, 2, row, make_axis(3, 1, 1 << 13)},
+      {"beyond its dilations", Kernel::kGeneric, 1, 1, 1, 1, row, make_axis(3, 1025, 1, 0, 0, 1 << 13)},
+  };
+  for (const auto& [name, expected, batch, cin, cout, groups, h, w] : cases) {
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      for (const bool channels_last : {false, true}) {
+        const Problem p = make_problem(dtype, batch, cin, cout, h, w, groups, channels_last);
+        for (const Device& device : kDevices) {
+          const std::string context = std::string(name) + " on " + device.name;
+          CHECK(convt::make_plan(p, device.limits, nullptr).kernel == expected, context);
+          check_plan(p, device.limits, nullptr, context);
+        }
+      }
+    }
+  }
+  // float64 stays where it was.
+  CHECK(convt::make_plan(make_problem(DType::kFloat64, 2, 8, 8, k4s2, k4s2, 8), kH100, nullptr).kernel ==
+            Kernel::kGeneric,
+        "float64");
+  // Vectors of channels only where channels are neighbours, and pixels start at multiples of a vector.
+  Problem p = make_problem(DType::kFloat16, 32, 256, 256, k4s2, k4s2, 256, true);
+  const auto launch = [&p] { return convt::make_plan(p, kH100, "depthwise").depthwise; };
+  CHECK(launch().vector == 4 && launch().mapping == convt::DepthwiseMapping::kChannels, "");
+  p.input_stride.w += 1;
+  CHECK(launch().vector == 1 && launch().mapping == convt::DepthwiseMapping::kChannels, "");
+  // A filter beyond shared memory.
+  p = make_problem(DType::kFloat32, 2, 8, 8, make_axis(20, 200, 1), make_axis(20, 200, 1), 8, true);
+  CHECK(launch().mapping == convt::DepthwiseMapping::kColumns && launch().long_sums, "");
+  check_plan(p, kH100, nullptr, "a filter beyond shared memory");
+}
+
 void test_generic_is_the_last_resort() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem impossible[] = {
       make_problem(DType::kFloat64, 2, 8, 8, a, a),
       make_problem(DType::kFloat32, 2, 8, 8, make_axis(3, 33, 1), make_axis(3, 32, 1)),
       make_problem(DType::kFloat32, 2, 8, 8, make_axis(3, int64_t{1} << 40, 1), a),
-      make_problem(DType::kFloat16, 1, 1, 1, make_axis(2, 1, 257), a),
+      make_problem(DType::kFloat16, 1, 8, 8, make_axis(2, 1, 257), a),
       make_problem(DType::kFloat16, 1, 1, 1, make_axis(1, 1, 2147483647), a),
       make_problem(DType::kFloat16, 1, 1, 1, make_axis(1, 2, 1, 0, 0, 2147483647), a),
       make_problem(DType::kFloat16, 1, 1, 1, a, make_axis(int64_t{1} << 31, 1, 1)),
@@ -336,8 +431,8 @@ void test_generic_is_the_last_resort() {
 void test_empty_output() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
-  for (const char* forced :
-       {static_cast<const char*>(nullptr), "", "generic", "tile_simt", "tile_mma", "tile_wgmma"}) {
+  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "depthwise", "tile_simt",
+                             "tile_mma", "tile_wgmma"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -350,7 +445,9 @@ void test_forced_kernels() {
       const DType dtype = groups == 1 ? DType::kFloat16 : DType::kFloat32;
       const Problem p = make_problem(dtype, 2, 8, 8, a, a, groups, channels_last);
       CHECK(convt::make_plan(p, kH100, "generic").kernel == Kernel::kGeneric, describe(p));
+      CHECK(convt::make_plan(p, kH100, "depthwise").kernel == Kernel::kDepthwise, describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_simt").kernel == Kernel::kTileSimt, describe(p));
+      check_plan(p, kH100, "depthwise", describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_mma").kernel == Kernel::kTileMma, describe(p));
       check_plan(p, kH100, "tile_simt", describe(p));
       check_plan(p, kH100, "tile_mma", describe(p));
@@ -367,8 +464,8 @@ void test_forced_kernels() {
     CHECK(line(":0") == line("") && line(":1") != line("") && line(":1") != line(":2"), line(":1"));
     check_plan(many, kH100, (kernel + ":5").c_str(), kernel);
   }
-  for (const char* const bad :
-       {"tile_mma:", "tile_mma:x", "tile_mma:-1", "tile_mma:999999", "generic:1", "tile_simt:0"}) {
+  for (const char* const bad : {"tile_mma:", "tile_mma:x", "tile_mma:-1", "tile_mma:999999", "generic:1",
+                                "depthwise:1", "tile_simt:0"}) {
     bool refused = false;
     try {
       convt::make_plan(many, kH100, bad);
@@ -388,7 +485,8 @@ void test_forced_kernels() {
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }
-  CHECK(message == "CONVT_KERNEL must be generic, tile_simt, tile_mma or tile_wgmma, got Generic", message);
+  CHECK(message == "CONVT_KERNEL must be generic, depthwise, tile_simt, tile_mma or tile_wgmma, got Generic",
+        message);
 }
 
 void test_random_problems() {
@@ -415,11 +513,11 @@ void test_random_problems() {
     const Device& device = kDevices[draw(0, std::size(kDevices) - 1)];
     const std::string context = describe(p) + " on " + device.name;
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
-    tiled += plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
-             plan.kernel == Kernel::kTileWgmma;
+    tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kTileSimt ||
+             plan.kernel == Kernel::kTileMma || plan.kernel == Kernel::kTileWgmma;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
-    for (const char* const forced : {"tile_mma", "tile_wgmma"}) {
+    for (const char* const forced : {"depthwise", "tile_mma", "tile_wgmma"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
@@ -435,6 +533,8 @@ void test_description() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 2, 8, 8, a, a);
   CHECK(convt::describe(convt::make_plan(p, kH100, "generic")) == "generic", "");
+  const std::string depthwise = convt::describe(convt::make_plan(p, kH100, "depthwise"));
+  CHECK(depthwise.rfind("depthwise mapping=columns ", 0) == 0, depthwise);
   const std::string line = convt::describe(convt::make_plan(p, kH100, "tile_simt"));
   CHECK(line.rfind("tile_simt ", 0) == 0, line);
   CHECK(line.find('\n') == std::string::npos, line);
@@ -480,6 +580,7 @@ void test_architectures() {
 int main() {
   test_configurations();
   test_typical_problems();
+  test_depthwise();
   test_generic_is_the_last_resort();
   test_empty_output();
   test_forced_kernels();

@@ -1,0 +1,580 @@
+// depthwise: groups of few input channels, which the memory's bandwidth bounds: one in, one or more out.
+//
+// An output o is q * stride + r along H. The rows of one r are of one phase (convt/phases.h), tap i of which
+// reads input u - i * step, step = shift_step, and two such rows q and q + step read inputs that are step
+// apart. So a thread owns R rows, q0 + i * step, and slides a window of inputs down a column of the input:
+//
+//   acc[column][i] += w[column][tap] * window[R - 1 - i + tap]        window[j] is input u0 + (R - 1 - j) *
+//   step
+//
+// R rows need R + taps - 1 inputs instead of R * taps. Besides, it owns four outputs that are neighbours
+// in memory, where the problem has such:
+//
+//   columns    four columns (NCHW): each input column of their union is read once; lanes go along W. Weights
+//              come through L1, where lanes of one channel read the same ones.
+//   channels   four channels (NHWC, one channel in and out per group), read, multiplied and stored as
+//   vectors;
+//              lanes go along the channels. Their weights lie KH * KW apart, so a block first brings the
+//              filters of its channels to shared memory, as fp32 [input channel of the group][tap][channel].
+//
+// Taps that read outside of the image are left out: nothing is multiplied by padding, and non-finite values
+// land exactly where the definition puts them. A window that lies inside of the image needs no checks. Sums
+// of more than kDepthwiseMaxProducts are added to a total piece by piece.
+
+#include <cstdint>
+#include <cstring>
+
+#include "convt/depthwise.h"
+#include "convt/device/scalar.cuh"
+#include "convt/kernels.h"
+#include "convt/phases.h"
+
+namespace convt {
+namespace {
+
+constexpr int kThreads = kDepthwiseThreads;
+constexpr int kVector = kDepthwiseVector;
+
+// Blocks that an SM must have registers for, by the sums of a thread.
+constexpr int min_blocks(int sums) { return sums >= 64 ? 2 : sums >= 32 ? 3 : 4; }
+
+template <typename T>
+struct DepthwiseParams {
+  const T* input;
+  const T* weight;
+  const T* bias;
+  T* output;
+  ActivationStrides input_stride, output_stride;
+  WeightStrides weight_stride;
+  int64_t bias_stride;
+  AxisPhases<int> phases_h, phases_w;
+  Divisor<int> step_h, cout_per_group, cin_per_group;
+  int row_step;  // elements between inputs step_h rows apart
+  int padding_h, padding_w, input_h, input_w, output_h, output_w, cout;
+  int row_sets, sets_per_thread;
+
+  // columns: how threads are numbered
+  Divisor<int> column_groups, runs, channels;
+  int threads;
+  bool channels_last;
+
+  // channels
+  Divisor<int> lanes, channel_tiles, blocks_an_image, taps, kernel_w, columns;
+  int tile_channels, items, items_at_once, passes, pitch;
+  bool phase_first;
+};
+
+// ---------------------------------------------------------------- vectors
+
+template <typename T>
+struct VectorBits {
+  using type = uint2;
+};
+template <>
+struct VectorBits<float> {
+  using type = uint4;
+};
+
+template <int V, typename T>
+__device__ void load(const T* from, float (&to)[V]) {
+  if constexpr (V == 1) {
+    to[0] = widen(__ldg(from));
+  } else {
+    const auto bits = __ldg(reinterpret_cast<const typename VectorBits<T>::type*>(from));
+    T values[V];
+    memcpy(values, &bits, sizeof(bits));
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = widen(values[v]);
+  }
+}
+
+template <int V>
+__device__ void load_shared(const float* from, float (&to)[V]) {
+  if constexpr (V == 1) {
+    to[0] = *from;
+  } else {
+    const float4 values = *reinterpret_cast<const float4*>(from);
+    memcpy(to, &values, sizeof(values));
+  }
+}
+
+// ---------------------------------------------------------------- weights
+
+// Of one output channel, or of neighbouring ones; row and column are the distances between taps.
+template <typename T>
+struct GlobalWeights {
+  const T* filter;
+  int row, column;
+
+  template <int V>
+  __device__ void read(int offset, float (&to)[V]) const {
+    load<V>(filter + offset, to);
+  }
+};
+
+struct SharedWeights {
+  const float* filter;
+  int row, column;
+
+  template <int V>
+  __device__ void read(int offset, float (&to)[V]) const {
+    load_shared<V>(filter + offset, to);
+  }
+};
+
+// ---------------------------------------------------------------- taps
+
+// The rows of a thread: the first of them, what its first tap reads, and the taps that they share.
+struct RowTaps {
+  int output, input;
+  int first_tap, taps;
+};
+
+template <typename T>
+__device__ RowTaps rows_of(const DepthwiseParams<T>& p, int residue, int set, int rows) {
+  const auto place = p.step_h.divide(set);
+  const int q = place.quotient * rows * p.step_h + place.remainder;
+  const auto at = p.phases_h.stride.divide(residue + p.padding_h);
+  const Phase<int> phase = phase_of(p.phases_h, at.remainder);
+  return {q * p.phases_h.stride + residue, q + at.quotient - phase.first_shift, phase.first_tap, phase.taps};
+}
+
+// The taps of C neighbouring columns. Step u reads input top - u * shift_step for all of them: it is tap
+// u - lead[c] of the phase of column c, if there is such a tap.
+template <int C>
+struct ColumnTaps {
+  int top, steps;
+  int lead[C], taps[C];
+  int offset[C];  // of the weight at step 0
+
+  __device__ bool has(int c, int u) const {
+    return static_cast<unsigned>(u - lead[c]) < static_cast<unsigned>(taps[c]);
+  }
+};
+
+template <int C, typename T>
+__device__ ColumnTaps<C> columns_of(const DepthwiseParams<T>& p, int first, int weight_column) {
+  ColumnTaps<C> columns;
+  int begin[C];
+  columns.top = 0;
+  columns.steps = 0;
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+    const auto at = p.phases_w.stride.divide(first + c + p.padding_w);
+    const Phase<int> phase = phase_of(p.phases_w, at.remainder);
+    begin[c] = at.quotient - phase.first_shift;
+    columns.taps[c] = phase.taps;
+    columns.offset[c] = phase.first_tap * weight_column;
+    columns.top = c == 0 ? begin[c] : max(columns.top, begin[c]);
+  }
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+    // Several columns are taken only where shift_step is 1.
+    columns.lead[c] = C == 1 ? 0 : columns.top - begin[c];
+    columns.offset[c] -= columns.lead[c] * p.phases_w.tap_step * weight_column;
+    if (columns.taps[c] > 0) columns.steps = max(columns.steps, columns.lead[c] + columns.taps[c]);
+  }
+  return columns;
+}
+
+// ---------------------------------------------------------------- sums
+
+// The sums of a thread: R rows of C columns, of V channels each. One of C and V is 1.
+template <typename T, int C, int V, int R, bool kLong>
+class Sums {
+ public:
+  __device__ void clear() {
+    products_ = 0;
+#pragma unroll
+    for (int e = 0; e < C * V; ++e) {
+#pragma unroll
+      for (int i = 0; i < R; ++i) {
+        sum_[e][i] = 0;
+        if constexpr (kLong) total_[e][i] = 0;
+      }
+    }
+  }
+
+  // Adds all products of one input channel. `plane` is that channel of an image.
+  template <typename Weights>
+  __device__ void add_channel(const DepthwiseParams<T>& p, const T* plane, const Weights& weights,
+                              const RowTaps& rows, const ColumnTaps<C>& columns) {
+    const int top = rows.input + (R - 1) * p.step_h;
+    const bool inside = rows.input - (rows.taps - 1) * p.step_h >= 0 && top < p.input_h;
+    plane += top * p.input_stride.h;
+    for (int u = 0; u < columns.steps; ++u) {
+      const int column = columns.top - u * p.phases_w.shift_step;
+      if (static_cast<unsigned>(column) >= static_cast<unsigned>(p.input_w)) continue;
+      const T* x = plane + column * p.input_stride.w;
+      if (inside) {
+        add_column<true>(p, x, top, weights, rows, columns, u);
+      } else {
+        add_column<false>(p, x, top, weights, rows, columns, u);
+      }
+    }
+  }
+
+  // The sum of one output, complete.
+  __device__ float value(int e, int i) const {
+    if constexpr (kLong) {
+      return total_[e][i] + sum_[e][i];
+    } else {
+      return sum_[e][i];
+    }
+  }
+
+ private:
+  // Vectors need many registers; where sums are short, two taps at once are enough.
+  static constexpr int kTapsAtOnce = V > 1 && !kLong ? 2 : 4;
+  static constexpr int kWindow = R - 1 + kTapsAtOnce;
+
+  // Inputs of one column, from the highest row on, and which of them are in the image.
+  struct Window {
+    float x[kWindow][V];
+    unsigned valid;
+    const T* next;
+    int row;  // of next
+  };
+
+  template <bool kInside>
+  static __device__ void read(const DepthwiseParams<T>& p, Window& window, int j) {
+    if (kInside || static_cast<unsigned>(window.row) < static_cast<unsigned>(p.input_h)) {
+      load<V>(window.next, window.x[j]);
+      if (!kInside) window.valid |= 1u << j;
+    }
+    window.next -= p.row_step;
+    window.row -= p.step_h;
+  }
+
+  template <bool kInside, typename Weights>
+  __device__ void add_column(const DepthwiseParams<T>& p, const T* x, int top, const Weights& weights,
+                             const RowTaps& rows, const ColumnTaps<C>& columns, int u) {
+    Window window;
+    window.valid = 0;
+    window.next = x;
+    window.row = top;
+    if constexpr (!kInside) {
+#pragma unroll
+      for (int j = 0; j < kWindow; ++j) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) window.x[j][v] = 0;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < R - 1; ++j) read<kInside>(p, window, j);
+    const int tap_row = p.phases_h.tap_step * weights.row;
+    int offset = rows.first_tap * weights.row + u * p.phases_w.tap_step * weights.column;
+    int taps = rows.taps;
+    for (; taps > kTapsAtOnce; taps -= kTapsAtOnce) {
+      add_taps<kTapsAtOnce, kInside>(p, window, weights, offset, tap_row, columns, u);
+#pragma unroll
+      for (int j = 0; j < R - 1; ++j) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) window.x[j][v] = window.x[j + kTapsAtOnce][v];
+      }
+      window.valid >>= kTapsAtOnce;
+      offset += kTapsAtOnce * tap_row;
+    }
+    if (taps == 1) add_taps<1, kInside>(p, window, weights, offset, tap_row, columns, u);
+    if (taps == 2) add_taps<2, kInside>(p, window, weights, offset, tap_row, columns, u);
+    if constexpr (kTapsAtOnce > 2) {
+      if (taps == 3) add_taps<3, kInside>(p, window, weights, offset, tap_row, columns, u);
+      if (taps == 4) add_taps<4, kInside>(p, window, weights, offset, tap_row, columns, u);
+    }
+  }
+
+  // The next K taps: reads the K inputs that they add to the window.
+  template <int K, bool kInside, typename Weights>
+  __device__ void add_taps(const DepthwiseParams<T>& p, Window& window, const Weights& weights, int offset,
+                           int tap_row, const ColumnTaps<C>& columns, int u) {
+#pragma unroll
+    for (int b = 0; b < K; ++b) read<kInside>(p, window, R - 1 + b);
+    if (!kInside && window.valid == 0) return;
+    if constexpr (kLong) {
+      products_ += K;  // of any output; some have less
+      if (products_ > kDepthwiseMaxProducts) {
+        products_ = K;
+#pragma unroll
+        for (int e = 0; e < C * V; ++e) {
+#pragma unroll
+          for (int i = 0; i < R; ++i) {
+            total_[e][i] += sum_[e][i];
+            sum_[e][i] = 0;
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      if (!columns.has(c, u)) continue;
+      float w[K][V];
+#pragma unroll
+      for (int b = 0; b < K; ++b) {
+        weights.template read<V>(columns.offset[c] + offset + b * tap_row, w[b]);
+      }
+#pragma unroll
+      for (int j = 0; j < R - 1 + K; ++j) {
+        if (!kInside && (window.valid >> j & 1) == 0) continue;
+#pragma unroll
+        for (int b = 0; b < K; ++b) {
+          const int i = R - 1 - j + b;
+          if (i < 0 || i >= R) continue;
+#pragma unroll
+          for (int v = 0; v < V; ++v) sum_[c * V + v][i] = fmaf(w[b][v], window.x[j][v], sum_[c * V + v][i]);
+        }
+      }
+    }
+  }
+
+  float sum_[C * V][R];
+  float total_[kLong ? C * V : 1][kLong ? R : 1];
+  int products_;
+};
+
+// Adds the bias, rounds and stores. `output` is the first of C columns or V channels of row 0 of an image.
+template <typename T, int C, int V, int R, bool kLong>
+__device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, R, kLong>& sums, const RowTaps& rows,
+                      int channel, T* output) {
+  constexpr int kElements = C * V;
+  float bias[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    bias[v] = p.bias == nullptr ? 0.0f : widen(__ldg(p.bias + (channel + v) * p.bias_stride));
+  }
+  const int row_distance = p.step_h * p.phases_h.stride;
+  output += rows.output * p.output_stride.h;
+#pragma unroll
+  for (int i = 0; i < R; ++i) {
+    if (rows.output + i * row_distance >= p.output_h) break;
+    T values[kElements];
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      values[e] = narrow<T>(sums.value(e, i) + bias[V == 1 ? 0 : e]);
+    }
+    if constexpr (kElements == 1) {
+      *output = values[0];
+    } else {
+      typename VectorBits<T>::type bits;
+      memcpy(&bits, values, sizeof(bits));
+      *reinterpret_cast<typename VectorBits<T>::type*>(output) = bits;
+    }
+    output += row_distance * p.output_stride.h;
+  }
+}
+
+// ---------------------------------------------------------------- kernels
+
+template <typename T, int C, int R, bool kLong>
+__global__ void __launch_bounds__(kThreads, min_blocks(C * R * (kLong ? 2 : 1)))
+    depthwise_columns_kernel(const DepthwiseParams<T> p) {
+  int index = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (index >= p.threads) return;
+  const auto next = [&index](const Divisor<int>& size) {
+    const auto result = size.divide(index);
+    index = result.quotient;
+    return result.remainder;
+  };
+  int channel = p.channels_last ? next(p.channels) : 0;
+  const int column = next(p.column_groups) * C;
+  const int residue = next(p.phases_h.stride);
+  const int run = next(p.runs);
+  if (!p.channels_last) channel = next(p.channels);
+  const int n = index;
+
+  const auto group = p.cout_per_group.divide(channel);
+  const int first_cin = group.quotient * p.cin_per_group;
+  const T* image = p.input + n * p.input_stride.n + first_cin * p.input_stride.c;
+  const T* filter = p.weight + first_cin * p.weight_stride.cin + group.remainder * p.weight_stride.cout;
+  T* output = p.output + n * p.output_stride.n + channel * p.output_stride.c + column * p.output_stride.w;
+  const int weight_row = static_cast<int>(p.weight_stride.kh),
+            weight_column = static_cast<int>(p.weight_stride.kw);
+  const ColumnTaps<C> columns = columns_of<C>(p, column, weight_column);
+
+  const int last_set = min((run + 1) * p.sets_per_thread, p.row_sets);
+  Sums<T, C, 1, R, kLong> sums;
+  for (int set = run * p.sets_per_thread; set < last_set; ++set) {
+    const RowTaps rows = rows_of(p, residue, set, R);
+    sums.clear();
+    if (rows.taps > 0) {
+      for (int ci = 0; ci < p.cin_per_group; ++ci) {
+        const GlobalWeights<T> weights{filter + ci * p.weight_stride.cin, weight_row, weight_column};
+        sums.add_channel(p, image + ci * p.input_stride.c, weights, rows, columns);
+      }
+    }
+    store(p, sums, rows, channel, output);
+  }
+}
+
+template <typename T, int V, int R, bool kLong>
+__global__ void __launch_bounds__(kThreads, min_blocks(V * R * (kLong ? 2 : 1)))
+    depthwise_channels_kernel(const DepthwiseParams<T> p) {
+  extern __shared__ float4 shared_vectors[];
+  float* const filters = reinterpret_cast<float*>(shared_vectors);
+  const auto by_block = p.blocks_an_image.divide(static_cast<int>(blockIdx.x));
+  const auto by_tile = p.channel_tiles.divide(by_block.quotient);
+  const int n = by_tile.quotient, first_channel = by_tile.remainder * p.tile_channels;
+  const int channels = min(p.tile_channels, p.cout - first_channel);
+
+  const int weights_a_channel = p.cin_per_group * p.taps;
+  for (int i = threadIdx.x; i < channels * weights_a_channel; i += kThreads) {
+    const auto by_tap = p.taps.divide(i);
+    const auto by_cin = p.cin_per_group.divide(by_tap.quotient);
+    const auto tap = p.kernel_w.divide(by_tap.remainder);
+    const auto group = p.cout_per_group.divide(first_channel + by_cin.quotient);
+    const T* const weight = p.weight +
+                            (group.quotient * p.cin_per_group + by_cin.remainder) * p.weight_stride.cin +
+                            group.remainder * p.weight_stride.cout + tap.quotient * p.weight_stride.kh +
+                            tap.remainder * p.weight_stride.kw;
+    filters[(by_cin.remainder * p.taps + by_tap.remainder) * p.pitch + by_cin.quotient] =
+        widen(__ldg(weight));
+  }
+  __syncthreads();
+
+  const auto by_lane = p.lanes.divide(static_cast<int>(threadIdx.x));
+  const int in_tile = by_lane.remainder * V, channel = first_channel + in_tile;
+  if (by_lane.quotient >= p.items_at_once || channel >= p.cout) return;
+  const auto group = p.cout_per_group.divide(channel);
+  const T* const image = p.input + n * p.input_stride.n + group.quotient * p.cin_per_group * p.input_stride.c;
+  T* const output = p.output + n * p.output_stride.n + channel * p.output_stride.c;
+  int item = by_block.remainder * p.passes * p.items_at_once + by_lane.quotient;
+  for (int pass = 0; pass < p.passes; ++pass, item += p.items_at_once) {
+    if (item >= p.items) break;
+    int residue, column, set;
+    if (p.phase_first) {
+      const auto by_phase = p.phases_h.stride.divide(item);
+      const auto by_column = p.columns.divide(by_phase.quotient);
+      residue = by_phase.remainder, column = by_column.remainder, set = by_column.quotient;
+    } else {
+      const auto by_column = p.columns.divide(item);
+      const auto by_phase = p.phases_h.stride.divide(by_column.quotient);
+      residue = by_phase.remainder, column = by_column.remainder, set = by_phase.quotient;
+    }
+    const RowTaps rows = rows_of(p, residue, set, R);
+    const ColumnTaps<1> columns = columns_of<1>(p, column, p.pitch);
+    Sums<T, 1, V, R, kLong> sums;
+    sums.clear();
+    if (rows.taps > 0) {
+      for (int ci = 0; ci < p.cin_per_group; ++ci) {
+        const SharedWeights weights{filters + ci * p.taps * p.pitch + in_tile, p.kernel_w * p.pitch, p.pitch};
+        sums.add_channel(p, image + ci * p.input_stride.c, weights, rows, columns);
+      }
+    }
+    store(p, sums, rows, channel, output + column * p.output_stride.w);
+  }
+}
+
+// ---------------------------------------------------------------- launch
+
+template <typename T>
+using DepthwiseKernel = void (*)(DepthwiseParams<T>);
+
+template <typename T, int kNeighbours>
+DepthwiseKernel<T> choose_rows(const DepthwiseLaunch& launch) {
+  // Registers of a thread that has few sums hold their totals too, needed or not.
+  constexpr bool kOne = kNeighbours == 1;
+  if (launch.mapping == DepthwiseMapping::kChannels) {
+    if (launch.rows == 1) return depthwise_channels_kernel<T, kNeighbours, 1, true>;
+    return launch.long_sums ? depthwise_channels_kernel<T, kNeighbours, kDepthwiseRows, true>
+                            : depthwise_channels_kernel<T, kNeighbours, kDepthwiseRows, kOne>;
+  }
+  if (launch.rows == 1) return depthwise_columns_kernel<T, kNeighbours, 1, true>;
+  return launch.long_sums ? depthwise_columns_kernel<T, kNeighbours, kDepthwiseRows, true>
+                          : depthwise_columns_kernel<T, kNeighbours, kDepthwiseRows, kOne>;
+}
+
+template <typename T>
+DepthwiseKernel<T> choose(const DepthwiseLaunch& launch) {
+  return launch.vector == 1 ? choose_rows<T, 1>(launch) : choose_rows<T, kVector>(launch);
+}
+
+bool is_aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// The same tiles of channels, one channel a thread.
+DepthwiseLaunch without_vectors(DepthwiseLaunch launch) {
+  launch.lanes *= launch.vector;
+  launch.vector = 1;
+  launch.items_at_once = kThreads / launch.lanes;
+  const auto ceil_div = [](int a, int b) { return (a + b - 1) / b; };
+  launch.passes = ceil_div(ceil_div(launch.items, launch.items_at_once), launch.blocks_an_image);
+  return launch;
+}
+
+template <typename T>
+cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStream_t stream) {
+  // What the plan does not know: pointers, and the strides of the weight.
+  const bool by_channel = launch.mapping == DepthwiseMapping::kChannels;
+  if (launch.vector > 1 && by_channel && !is_aligned(problem.input, kVector * sizeof(T))) {
+    launch = without_vectors(launch);
+  }
+  const WeightStrides& weight = problem.weight_stride;
+  if ((problem.h.kernel - 1) * weight.kh + (problem.w.kernel - 1) * weight.kw >= kMaxCoordinate) {
+    return launch_generic(problem, stream);  // offsets into a filter have 32 bits
+  }
+  DepthwiseParams<T> p = {};
+  p.input = static_cast<const T*>(problem.input);
+  p.weight = static_cast<const T*>(problem.weight);
+  p.bias = static_cast<const T*>(problem.bias);
+  p.output = static_cast<T*>(problem.output);
+  p.input_stride = problem.input_stride;
+  p.output_stride = dense_output_strides(problem);
+  p.weight_stride = problem.weight_stride;
+  p.bias_stride = problem.bias_stride;
+  p.phases_h = launch.phases_h;
+  p.phases_w = launch.phases_w;
+  p.step_h = launch.phases_h.shift_step;
+  p.cin_per_group = static_cast<int>(problem.cin_per_group);
+  p.cout_per_group = static_cast<int>(problem.cout_per_group);
+  // The only row of an image may have any stride.
+  if (problem.h.input == 1) p.input_stride.h = 0;
+  p.row_step = static_cast<int>(p.input_stride.h) * launch.phases_h.shift_step;
+  p.padding_h = static_cast<int>(problem.h.padding);
+  p.padding_w = static_cast<int>(problem.w.padding);
+  p.input_h = static_cast<int>(problem.h.input);
+  p.input_w = static_cast<int>(problem.w.input);
+  p.output_h = static_cast<int>(problem.h.output);
+  p.output_w = static_cast<int>(problem.w.output);
+  p.cout = static_cast<int>(problem.cout());
+  p.row_sets = launch.row_sets;
+  p.sets_per_thread = launch.sets_per_thread;
+  if (by_channel) {
+    p.lanes = launch.lanes;
+    p.channel_tiles = launch.channel_tiles;
+    p.blocks_an_image = launch.blocks_an_image;
+    p.kernel_w = launch.phases_w.kernel;
+    p.taps = launch.phases_h.kernel * launch.phases_w.kernel;
+    p.columns = p.output_w;
+    p.tile_channels = launch.lanes * launch.vector;
+    p.items = launch.items;
+    p.items_at_once = launch.items_at_once;
+    p.passes = launch.passes;
+    p.pitch = launch.pitch;
+    p.phase_first = launch.phase_first;
+  } else {
+    p.column_groups = p.output_w / launch.vector;
+    p.runs = launch.runs;
+    p.channels = p.cout;
+    p.threads = launch.threads;
+    p.channels_last = problem.output_channels_last;
+  }
+  choose<T>(launch)<<<static_cast<unsigned>(launch.blocks), kThreads, launch.shared_bytes, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_depthwise(const Problem& problem, const DepthwiseLaunch& launch, cudaStream_t stream) {
+  switch (problem.dtype) {
+    case DType::kFloat32:
+      return launch_typed<float>(problem, launch, stream);
+    case DType::kFloat16:
+      return launch_typed<__half>(problem, launch, stream);
+    case DType::kBFloat16:
+      return launch_typed<__nv_bfloat16>(problem, launch, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace convt

@@ -1,0 +1,147 @@
+// The launch of `depthwise`.
+
+#include <algorithm>
+
+#include "plan_common.h"
+
+namespace convt {
+namespace {
+
+struct DepthwisePlanner {
+  const Problem& p;
+  const DeviceLimits& device;
+  AxisPhases<int> h = narrow_phases(p.h), w = narrow_phases(p.w);
+
+  // Row sets of one H-phase. A set takes every shift_step-th row, so that its rows share inputs.
+  int64_t row_sets(int rows) const {
+    return ceil_div(ceil_div(p.h.output, p.h.stride), int64_t{rows} * h.shift_step) * h.shift_step;
+  }
+
+  // Threads that take one row set each. In floating point the product cannot wrap.
+  double threads(int vector, int rows) const {
+    return static_cast<double>(p.output_elements()) / static_cast<double>(vector * p.h.output) *
+           static_cast<double>(p.h.stride * row_sets(rows));
+  }
+
+  // Whether four neighbouring channels can be loaded, multiplied and stored as one vector.
+  bool takes_channel_vectors() const {
+    constexpr int64_t kVector = kDepthwiseVector;
+    const ActivationStrides& in = p.input_stride;
+    return p.cin_per_group == 1 && p.cout_per_group == 1 && p.groups % kVector == 0 && in.c == 1 &&
+           in.n % kVector == 0 && in.h % kVector == 0 && in.w % kVector == 0;
+  }
+
+  // Sets the tile of channels whose filters a block keeps in shared memory; false if not even one fits.
+  bool set_channel_tile(DepthwiseLaunch& launch) const {
+    constexpr int64_t kWarp = 32, kLine = 128;
+    // Shared memory is taken from L1, which holds the input between its uses.
+    constexpr double kWantedBytes = kDepthwiseMaxSharedBytes / 2;
+    const int64_t vectors = p.cout() / launch.vector;
+    const double products = static_cast<double>(p.cin_per_group) * static_cast<double>(p.h.kernel) *
+                            static_cast<double>(p.w.kernel);
+    for (int64_t limit = std::min(vectors, kWarp); limit >= 1; --limit) {
+      // Equal tiles: the same number of them, each as narrow as that allows.
+      const int64_t tiles = ceil_div(vectors, limit), lanes = ceil_div(vectors, tiles);
+      const int64_t channels = lanes * launch.vector, bytes = channels * element_size(p.dtype);
+      // Four more floats: the taps of a channel then lie in several banks, and vectors stay aligned.
+      const int64_t pitch = channels + (channels % 32 == 0 ? 4 : 0);
+      const double shared = products * static_cast<double>(pitch) * sizeof(float);
+      if (shared > (2 * bytes <= kLine ? double{kDepthwiseMaxSharedBytes} : kWantedBytes)) continue;
+      launch.lanes = static_cast<int>(lanes);
+      launch.channel_tiles = static_cast<int>(tiles);
+      launch.pitch = static_cast<int>(pitch);
+      launch.shared_bytes = static_cast<size_t>(shared);
+      // The H-phases of a column read the same input: side by side they find it in L1. But where lanes hold
+      // few channels, the next lanes must be neighbours in memory too.
+      launch.phase_first = bytes >= kLine;
+      return true;
+    }
+    return false;
+  }
+
+  bool plan_channels(DepthwiseLaunch& launch) const {
+    if (!set_channel_tile(launch)) return false;
+    launch.mapping = DepthwiseMapping::kChannels;
+    launch.items = static_cast<int>(p.w.output * p.h.stride * launch.row_sets);
+    launch.items_at_once = kDepthwiseThreads / launch.lanes;
+    // Passes share the filters that a block has loaded, as long as there are some 32 blocks for each SM.
+    const int64_t once = ceil_div(launch.items, launch.items_at_once);
+    const int64_t tiles = p.batch * launch.channel_tiles;
+    const double blocks = static_cast<double>(once) * static_cast<double>(tiles);
+    const double passes = std::clamp(blocks / (32.0 * device.sm_count), 1.0, static_cast<double>(once));
+    launch.blocks_an_image = static_cast<int>(ceil_div(once, static_cast<int64_t>(passes)));
+    launch.passes = static_cast<int>(ceil_div(once, launch.blocks_an_image));
+    launch.blocks = launch.blocks_an_image * tiles;
+    return launch.blocks <= kMaxGrid;
+  }
+
+  void plan_columns(DepthwiseLaunch& launch) const {
+    launch.mapping = DepthwiseMapping::kColumns;
+    // Finding the phases of its columns costs a thread as much as some outputs do, so it takes several row
+    // sets as long as there are some eight rounds of threads.
+    constexpr double kThreadsOfSm = 1024;
+    const double rounds = threads(launch.vector, launch.rows) / (kThreadsOfSm * device.sm_count);
+    const int64_t most = static_cast<int64_t>(std::clamp<double>(rounds / 8, 1, launch.row_sets));
+    launch.runs = static_cast<int>(ceil_div(launch.row_sets, most));
+    launch.sets_per_thread = static_cast<int>(ceil_div(launch.row_sets, launch.runs));
+    const int64_t columns = p.w.output / launch.vector;
+    launch.threads = static_cast<int>(columns * p.h.stride * launch.runs * p.cout() * p.batch);
+    launch.blocks = ceil_div(launch.threads, kDepthwiseThreads);
+  }
+
+  // Rows of a thread: one where there are few, or where threads would not fill the device.
+  int rows(int vector) const {
+    const bool high = p.h.output > int64_t{2} * p.h.stride * h.shift_step;
+    const bool many = threads(vector, kDepthwiseRows) >= 512.0 * device.sm_count;
+    return high && many ? kDepthwiseRows : 1;
+  }
+
+  DepthwiseLaunch plan() const {
+    DepthwiseLaunch launch;
+    launch.phases_h = h;
+    launch.phases_w = w;
+    launch.long_sums = p.cin_per_group * most_taps(h) * most_taps(w) > kDepthwiseMaxProducts;
+    if (p.output_channels_last) {
+      launch.vector = takes_channel_vectors() ? kDepthwiseVector : 1;
+      launch.rows = rows(launch.vector);
+      launch.row_sets = static_cast<int>(row_sets(launch.rows));
+      if (plan_channels(launch)) return launch;
+      launch.vector = 1;
+    } else {
+      // Columns that are neighbours share their inputs if those are neighbours too.
+      launch.vector = p.w.output % kDepthwiseVector == 0 && w.shift_step == 1 ? kDepthwiseVector : 1;
+    }
+    launch.rows = rows(launch.vector);
+    launch.row_sets = static_cast<int>(row_sets(launch.rows));
+    plan_columns(launch);
+    return launch;
+  }
+};
+
+}  // namespace
+
+const char* depthwise_obstacle(const Problem& p, const DeviceLimits& device) {
+  if (p.dtype == DType::kFloat64) return "it has no float64 path";
+  for (const Axis* axis : {&p.h, &p.w}) {
+    if (!fits_32_bits(*axis)) return "its coordinates have 32 bits";
+    if (axis->stride >= kDepthwiseMaxStep) return "its stride is too large";
+    if (axis->dilation >= kDepthwiseMaxStep) return "its dilation is too large";
+  }
+  if (p.batch >= kMaxCoordinate || p.cin() >= kMaxCoordinate || p.cout() >= kMaxCoordinate) {
+    return "its coordinates have 32 bits";
+  }
+  const DepthwisePlanner planner{p, device};
+  if (p.h.input > 1 && p.input_stride.h >= kMaxCoordinate / planner.h.shift_step) {
+    return "the rows of its input lie too far apart";
+  }
+  if (planner.threads(1, planner.rows(1)) >= static_cast<double>(kMaxCoordinate)) {
+    return "its threads are numbered in 32 bits";
+  }
+  return nullptr;
+}
+
+DepthwiseLaunch plan_depthwise(const Problem& problem, const DeviceLimits& device) {
+  return DepthwisePlanner{problem, device}.plan();
+}
+
+}  // namespace convt
