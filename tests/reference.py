@@ -17,12 +17,13 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Kernels by name, and the dtypes that each takes.
 KERNEL_DTYPES = {
     "generic": DTYPES,
+    "depthwise": (torch.float16, torch.bfloat16, torch.float32),
     "tile_simt": (torch.float16, torch.bfloat16, torch.float32),
     "tile_mma": (torch.float16, torch.bfloat16, torch.float32),
     "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
 }
 # Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
-CUDA_KERNELS = ("generic", "tile_simt")
+CUDA_KERNELS = ("generic", "depthwise", "tile_simt")
 TENSOR_CORE_KERNELS = ("tile_mma", "tile_wgmma")
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
 # where `tf32_allowed` says otherwise.
@@ -38,6 +39,11 @@ NEEDS_CUDA = (
 )
 # The reference of a problem with more products than this is computed on the tensor's own device.
 _PRODUCTS_ON_HOST = 2**30
+
+
+def takes(kernel: str | None, dtype: torch.dtype) -> bool:
+    """Whether a forced kernel computes in the dtype; the plan's own choice does in every one."""
+    return kernel is None or dtype in KERNEL_DTYPES[kernel]
 
 
 def skip_without_code_for(kernel: str) -> None:

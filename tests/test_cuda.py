@@ -204,29 +204,32 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVT_KERNEL", "fastest")
     for function in (convt_ext.conv_transpose2d, convt_ext.plan):
         with pytest.raises(
-            RuntimeError, match="CONVT_KERNEL must be generic, tile_simt, tile_mma or tile_wgmma, got fastest"
+            RuntimeError,
+            match="CONVT_KERNEL must be generic, depthwise, tile_simt, tile_mma or tile_wgmma, got fastest",
         ):
             function(*tensors, **SMALL.arguments)
 
 
 @pytest.mark.parametrize(
-    ("geometry", "dtype", "reason"),
+    ("kernel", "geometry", "dtype", "reason"),
     [
-        (SMALL, torch.float64, "float64"),
-        (Geometry("taps", (1, 1, 3, 3), 1, (33, 33)), torch.float32, "taps"),
-        (Geometry("stride", (1, 1, 1, 2), 1, (1, 1), stride=(1, 1000)), torch.float32, "stride"),
+        ("tile_simt", SMALL, torch.float64, "float64"),
+        ("tile_simt", Geometry("taps", (1, 8, 3, 3), 8, (33, 33)), torch.float32, "taps"),
+        ("tile_simt", Geometry("stride", (1, 8, 1, 2), 8, (1, 1), stride=(1, 1000)), torch.float32, "stride"),
+        ("depthwise", SMALL, torch.float64, "float64"),
+        ("depthwise", Geometry("far", (1, 1, 1, 2), 1, (1, 1), stride=(1, 10000)), torch.float32, "stride"),
     ],
-    ids=["float64", "taps", "stride"],
+    ids=["simt-float64", "simt-taps", "simt-stride", "depthwise-float64", "depthwise-stride"],
 )
 def test_forced_kernel_that_cannot(
-    geometry: Geometry, dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
+    kernel: str, geometry: Geometry, dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The forced kernel is refused by name; the plan's own choice computes the problem."""
     x, w, b = geometry.tensors(dtype, "cuda")
     assert_accurate(call((x, w, b), geometry), x, w, b, **geometry.arguments)
     assert convt_ext.plan(x, w, b, **geometry.arguments).split()[0] == "generic"
-    monkeypatch.setenv("CONVT_KERNEL", "tile_simt")
-    with pytest.raises(RuntimeError, match=f"CONVT_KERNEL=tile_simt cannot compute this problem: .*{reason}"):
+    monkeypatch.setenv("CONVT_KERNEL", kernel)
+    with pytest.raises(RuntimeError, match=f"CONVT_KERNEL={kernel} cannot compute this problem: .*{reason}"):
         call((x, w, b), geometry)
 
 
@@ -340,6 +343,7 @@ SANITIZED = (
     Geometry("odd", (3, 5, 7, 9), 7, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
     Geometry("all_arguments", (2, 6, 5, 7), 33, (3, 2), (4, 3), (2, 1), (3, 2), (2, 2), groups=3),
     Geometry("two_steps", (5, 70, 2, 3), 65, (4, 4), stride=(2, 2), padding=(1, 1)),
+    Geometry("vectors", (2, 12, 9, 10), 12, (4, 4), stride=(2, 2), padding=(1, 1), groups=12),
 )
 
 

@@ -13,6 +13,7 @@ from reference import (
     Target,
     assert_accurate,
     poison,
+    takes,
     tf32_allowed,
 )
 
@@ -80,7 +81,7 @@ SEEDS = st.integers(0, 2**16)
 def test_generated_geometry(
     target: Target, geometry: Geometry, dtype: torch.dtype, input_layout: str, weight_layout: str, seed: int
 ) -> None:
-    if target.kernel == "tile_simt" and dtype == torch.float64:
+    if not takes(target.kernel, dtype):
         dtype = torch.float32
     check(target, geometry, dtype, input_layout, weight_layout, seed)
 

@@ -16,6 +16,7 @@ from reference import (
     assert_accurate,
     poison,
     reference,
+    takes,
     tf32_allowed,
 )
 from torch import Tensor
@@ -88,6 +89,26 @@ GEOMETRIES = (
     G("groups_of_33", (1, 66, 5, 6), 34, (3, 3), stride=(2, 2), groups=2),
     G("depthwise", (2, 33, 7, 9), 33, (4, 4), stride=(2, 2), padding=(1, 1), groups=33),
     G("depthwise_multiplier_3", (1, 17, 7, 9), 51, (3, 3), groups=17),
+    G("depthwise_multiplier_2", (2, 12, 9, 8), 24, (4, 4), stride=(2, 2), padding=(1, 1), groups=12),
+    G("depthwise_vectors", (3, 40, 19, 21), 40, (3, 3), padding=(1, 1), groups=40),
+    G("depthwise_stride_3", (2, 8, 11, 8), 8, (5, 5), stride=(3, 3), padding=(1, 1), output_padding=(2, 2), groups=8),
+    G("depthwise_dilation", (2, 12, 20, 18), 12, (3, 3), dilation=(2, 3), padding=(2, 3), groups=12),
+    G("depthwise_dilation_stride", (1, 12, 20, 9), 12, (4, 3), stride=(2, 3), dilation=(3, 2), groups=12),
+    G("depthwise_gcd", (1, 8, 9, 10), 8, (3, 3), stride=(4, 6), dilation=(2, 3), padding=(1, 2), groups=8),
+    G("depthwise_one_pixel", (5, 12, 1, 1), 12, (4, 4), stride=(2, 2), groups=12),
+    G("depthwise_one_row", (2, 12, 1, 130), 12, (1, 4), stride=(1, 2), padding=(0, 1), groups=12),
+    G("depthwise_one_column", (2, 12, 130, 1), 12, (4, 1), stride=(2, 1), padding=(1, 0), groups=12),
+    G("depthwise_7x7", (2, 20, 14, 15), 20, (7, 7), padding=(3, 3), groups=20),
+    G("depthwise_31x31", (1, 8, 20, 24), 8, (31, 31), padding=(15, 15), groups=8),
+    G("depthwise_33x33", (1, 5, 9, 12), 5, (33, 33), padding=(16, 16), groups=5),
+    G("bilinear_2", (2, 21, 9, 10), 21, (4, 4), stride=(2, 2), padding=(1, 1), groups=21, bias=False),
+    G("bilinear_4", (2, 21, 9, 10), 21, (8, 8), stride=(4, 4), padding=(2, 2), groups=21, bias=False),
+    G("bilinear_8", (1, 21, 5, 6), 21, (16, 16), stride=(8, 8), padding=(4, 4), groups=21, bias=False),
+    G("bilinear_16", (1, 4, 5, 3), 4, (32, 32), stride=(16, 16), padding=(8, 8), groups=4, bias=False),
+    G("groups_of_2", (2, 10, 17, 12), 10, (4, 4), stride=(2, 2), padding=(1, 1), groups=5),
+    G("groups_of_3", (2, 12, 9, 11), 20, (3, 3), padding=(1, 1), groups=4),
+    G("groups_of_5_to_1", (1, 15, 9, 8), 3, (5, 5), stride=(2, 2), groups=3),
+    G("groups_of_7", (2, 21, 10, 9), 21, (5, 4), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=3),
     G("groups_of_one_output", (1, 24, 7, 9), 8, (3, 3), stride=(2, 2), groups=8),
     G("groups_dilation_stride", (1, 8, 7, 9), 8, (3, 3), stride=(3, 2), dilation=(2, 3), padding=(2, 2), groups=4),
     # everything at once
@@ -144,9 +165,9 @@ def check_layouts(geometry: Geometry, dtype: torch.dtype, target: Target) -> Non
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
 def test_named_geometry(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
-    if target.kernel == "tile_simt" and dtype == torch.float64:
+    if not takes(target.kernel, dtype):
         x, w, b = geometry.tensors(dtype, target.device)
-        with pytest.raises(RuntimeError, match="CONVT_KERNEL=tile_simt cannot compute this problem"):
+        with pytest.raises(RuntimeError, match=f"CONVT_KERNEL={target.kernel} cannot compute this problem"):
             convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
         return
     check_layouts(geometry, dtype, target)

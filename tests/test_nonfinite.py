@@ -34,6 +34,9 @@ GEOMETRIES = (
     Geometry("stride_over_kernel", (1, 5, 4, 5), 3, (2, 2), stride=(3, 4), output_padding=(2, 1)),
     Geometry("dilation", (1, 6, 6, 5), 4, (3, 2), stride=(2, 3), dilation=(3, 2), padding=(2, 1), groups=2),
     Geometry("depthwise", (3, 6, 5, 4), 6, (3, 3), stride=(2, 1), padding=(1, 0), groups=6),
+    Geometry("depthwise_vectors", (2, 8, 9, 12), 8, (3, 3), padding=(1, 1), groups=8),
+    Geometry("depthwise_up", (2, 4, 20, 6), 4, (4, 4), stride=(2, 2), padding=(1, 1), groups=4),
+    Geometry("groups_of_3", (2, 6, 9, 8), 4, (7, 3), stride=(1, 2), padding=(3, 1), groups=2),
     Geometry("few_channels", (2, 2, 5, 40), 1, (5, 5), stride=(2, 2), padding=(2, 2), output_padding=(1, 1)),
     Geometry("many_images", (19, 8, 2, 2), 5, (4, 4), stride=(2, 2), padding=(1, 1)),
 )
