@@ -179,8 +179,9 @@ __device__ ColumnTaps<C> columns_of(const DepthwiseParams<T>& p, int first, int 
 
 // ---------------------------------------------------------------- sums
 
-// The sums of a thread: R rows of C columns, of V channels each. One of C and V is 1.
-template <typename T, int C, int V, int R, bool kLong>
+// The sums of a thread: R rows of C columns, of V channels each. One of C and V is 1. The channels have X
+// inputs, one for each or one for all.
+template <typename T, int C, int V, int X, int R, bool kLong>
 class Sums {
  public:
   __device__ void clear() {
@@ -225,12 +226,12 @@ class Sums {
 
  private:
   // Vectors need many registers; where sums are short, two taps at once are enough.
-  static constexpr int kTapsAtOnce = V > 1 && !kLong ? 2 : 4;
+  static constexpr int kTapsAtOnce = X > 1 && !kLong ? 2 : 4;
   static constexpr int kWindow = R - 1 + kTapsAtOnce;
 
   // Inputs of one column, from the highest row on, and which of them are in the image.
   struct Window {
-    float x[kWindow][V];
+    float x[kWindow][X];
     unsigned valid;
     const T* next;
     int row;  // of next
@@ -239,7 +240,7 @@ class Sums {
   template <bool kInside>
   static __device__ void read(const DepthwiseParams<T>& p, Window& window, int j) {
     if (kInside || static_cast<unsigned>(window.row) < static_cast<unsigned>(p.input_h)) {
-      load<V>(window.next, window.x[j]);
+      load<X>(window.next, window.x[j]);
       if (!kInside) window.valid |= 1u << j;
     }
     window.next -= p.row_step;
@@ -257,7 +258,7 @@ class Sums {
 #pragma unroll
       for (int j = 0; j < kWindow; ++j) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) window.x[j][v] = 0;
+        for (int v = 0; v < X; ++v) window.x[j][v] = 0;
       }
     }
 #pragma unroll
@@ -270,7 +271,7 @@ class Sums {
 #pragma unroll
       for (int j = 0; j < R - 1; ++j) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) window.x[j][v] = window.x[j + kTapsAtOnce][v];
+        for (int v = 0; v < X; ++v) window.x[j][v] = window.x[j + kTapsAtOnce][v];
       }
       window.valid >>= kTapsAtOnce;
       offset += kTapsAtOnce * tap_row;
@@ -320,7 +321,10 @@ class Sums {
           const int i = R - 1 - j + b;
           if (i < 0 || i >= R) continue;
 #pragma unroll
-          for (int v = 0; v < V; ++v) sum_[c * V + v][i] = fmaf(w[b][v], window.x[j][v], sum_[c * V + v][i]);
+          for (int v = 0; v < V; ++v) {
+            float& sum = sum_[c * V + v][i];
+            sum = fmaf(w[b][v], window.x[j][X == 1 ? 0 : v], sum);
+          }
         }
       }
     }
@@ -332,9 +336,9 @@ class Sums {
 };
 
 // Adds the bias, rounds and stores. `output` is the first of C columns or V channels of row 0 of an image.
-template <typename T, int C, int V, int R, bool kLong>
-__device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, R, kLong>& sums, const RowTaps& rows,
-                      int channel, T* output) {
+template <typename T, int C, int V, int X, int R, bool kLong>
+__device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, X, R, kLong>& sums,
+                      const RowTaps& rows, int channel, T* output) {
   constexpr int kElements = C * V;
   float bias[V];
 #pragma unroll
@@ -391,7 +395,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(C * R * (kLong ? 2 : 1)))
   const ColumnTaps<C> columns = columns_of<C>(p, column, weight_column);
 
   const int last_set = min((run + 1) * p.sets_per_thread, p.row_sets);
-  Sums<T, C, 1, R, kLong> sums;
+  Sums<T, C, 1, 1, R, kLong> sums;
   for (int set = run * p.sets_per_thread; set < last_set; ++set) {
     const RowTaps rows = rows_of(p, residue, set, R);
     sums.clear();
@@ -405,7 +409,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(C * R * (kLong ? 2 : 1)))
   }
 }
 
-template <typename T, int V, int R, bool kLong>
+template <typename T, int V, int X, int R, bool kLong>
 __global__ void __launch_bounds__(kThreads, min_blocks(V * R * (kLong ? 2 : 1)))
     depthwise_channels_kernel(const DepthwiseParams<T> p) {
   extern __shared__ float4 shared_vectors[];
@@ -451,7 +455,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(V * R * (kLong ? 2 : 1)))
     }
     const RowTaps rows = rows_of(p, residue, set, R);
     const ColumnTaps<1> columns = columns_of<1>(p, column, p.pitch);
-    Sums<T, 1, V, R, kLong> sums;
+    Sums<T, 1, V, X, R, kLong> sums;
     sums.clear();
     if (rows.taps > 0) {
       for (int ci = 0; ci < p.cin_per_group; ++ci) {
@@ -468,23 +472,31 @@ __global__ void __launch_bounds__(kThreads, min_blocks(V * R * (kLong ? 2 : 1)))
 template <typename T>
 using DepthwiseKernel = void (*)(DepthwiseParams<T>);
 
-template <typename T, int kNeighbours>
-DepthwiseKernel<T> choose_rows(const DepthwiseLaunch& launch) {
-  // Registers of a thread that has few sums hold their totals too, needed or not.
-  constexpr bool kOne = kNeighbours == 1;
-  if (launch.mapping == DepthwiseMapping::kChannels) {
-    if (launch.rows == 1) return depthwise_channels_kernel<T, kNeighbours, 1, true>;
-    return launch.long_sums ? depthwise_channels_kernel<T, kNeighbours, kDepthwiseRows, true>
-                            : depthwise_channels_kernel<T, kNeighbours, kDepthwiseRows, kOne>;
-  }
-  if (launch.rows == 1) return depthwise_columns_kernel<T, kNeighbours, 1, true>;
-  return launch.long_sums ? depthwise_columns_kernel<T, kNeighbours, kDepthwiseRows, true>
-                          : depthwise_columns_kernel<T, kNeighbours, kDepthwiseRows, kOne>;
+template <typename T, int C>
+DepthwiseKernel<T> choose_columns(const DepthwiseLaunch& launch) {
+  // A thread that has few sums has registers for their totals, needed or not.
+  constexpr bool kFew = C == 1;
+  if (launch.rows == 1) return depthwise_columns_kernel<T, C, 1, true>;
+  return launch.long_sums ? depthwise_columns_kernel<T, C, kDepthwiseRows, true>
+                          : depthwise_columns_kernel<T, C, kDepthwiseRows, kFew>;
+}
+
+template <typename T, int V, int X>
+DepthwiseKernel<T> choose_channels(const DepthwiseLaunch& launch) {
+  constexpr bool kFew = V == 1;
+  if (launch.rows == 1) return depthwise_channels_kernel<T, V, X, 1, true>;
+  return launch.long_sums ? depthwise_channels_kernel<T, V, X, kDepthwiseRows, true>
+                          : depthwise_channels_kernel<T, V, X, kDepthwiseRows, kFew>;
 }
 
 template <typename T>
 DepthwiseKernel<T> choose(const DepthwiseLaunch& launch) {
-  return launch.vector == 1 ? choose_rows<T, 1>(launch) : choose_rows<T, kVector>(launch);
+  if (launch.mapping == DepthwiseMapping::kColumns) {
+    return launch.vector == 1 ? choose_columns<T, 1>(launch) : choose_columns<T, kVector>(launch);
+  }
+  if (launch.vector == 1) return choose_channels<T, 1, 1>(launch);
+  return launch.shares_input ? choose_channels<T, kVector, 1>(launch)
+                             : choose_channels<T, kVector, kVector>(launch);
 }
 
 bool is_aligned(const void* pointer, size_t bytes) {
@@ -505,7 +517,8 @@ template <typename T>
 cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStream_t stream) {
   // What the plan does not know: pointers, and the strides of the weight.
   const bool by_channel = launch.mapping == DepthwiseMapping::kChannels;
-  if (launch.vector > 1 && by_channel && !is_aligned(problem.input, kVector * sizeof(T))) {
+  if (launch.vector > 1 && by_channel && !launch.shares_input &&
+      !is_aligned(problem.input, kVector * sizeof(T))) {
     launch = without_vectors(launch);
   }
   const WeightStrides& weight = problem.weight_stride;

@@ -387,6 +387,7 @@ std::string describe(const Plan& plan) {
     const DepthwiseLaunch& t = plan.depthwise;
     const bool by_channel = t.mapping == DepthwiseMapping::kChannels;
     line << " mapping=" << (by_channel ? "channels" : "columns") << " vector=" << t.vector
+         << " shares_input=" << t.shares_input << (t.shares_input ? " shares_input" : "")
          << " rows=" << t.rows << "x" << t.row_sets << " long=" << t.long_sums;
     if (by_channel) {
       line << " lanes=" << t.lanes << "x" << t.channel_tiles << " items=" << t.items_at_once << "x"

@@ -23,8 +23,9 @@ struct DepthwisePlanner {
            static_cast<double>(p.h.stride * row_sets(rows));
   }
 
-  // Whether four neighbouring channels can be loaded, multiplied and stored as one vector.
-  bool takes_channel_vectors() const {
+  // Whether four neighbouring output channels have the same inputs, or inputs that can be loaded as a vector.
+  bool shares_input() const { return p.cout_per_group % kDepthwiseVector == 0; }
+  bool loads_vectors() const {
     constexpr int64_t kVector = kDepthwiseVector;
     const ActivationStrides& in = p.input_stride;
     return p.cin_per_group == 1 && p.cout_per_group == 1 && p.groups % kVector == 0 && in.c == 1 &&
@@ -102,10 +103,12 @@ struct DepthwisePlanner {
     launch.phases_w = w;
     launch.long_sums = p.cin_per_group * most_taps(h) * most_taps(w) > kDepthwiseMaxProducts;
     if (p.output_channels_last) {
-      launch.vector = takes_channel_vectors() ? kDepthwiseVector : 1;
+      launch.shares_input = shares_input();
+      launch.vector = launch.shares_input || loads_vectors() ? kDepthwiseVector : 1;
       launch.rows = rows(launch.vector);
       launch.row_sets = static_cast<int>(row_sets(launch.rows));
       if (plan_channels(launch)) return launch;
+      launch.shares_input = false;
       launch.vector = 1;
     } else {
       // Columns that are neighbours share their inputs if those are neighbours too.

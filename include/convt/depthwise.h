@@ -29,10 +29,11 @@ enum class DepthwiseMapping {
 // Everything about one launch that does not depend on pointers.
 struct DepthwiseLaunch {
   DepthwiseMapping mapping = DepthwiseMapping::kColumns;
-  int vector = 1;          // neighbouring columns or channels of a thread: 1 or kDepthwiseVector
-  int rows = 1;            // output rows of a thread, all of one H-phase: 1 or kDepthwiseRows
-  bool long_sums = false;  // an output may have more than kDepthwiseMaxProducts products
-  int row_sets = 1;        // sets of `rows` rows that cover an H-phase
+  int vector = 1;             // neighbouring columns or channels of a thread: 1 or kDepthwiseVector
+  bool shares_input = false;  // neighbouring channels are of one group: they multiply the same inputs
+  int rows = 1;               // output rows of a thread, all of one H-phase: 1 or kDepthwiseRows
+  bool long_sums = false;     // an output may have more than kDepthwiseMaxProducts products
+  int row_sets = 1;           // sets of `rows` rows that cover an H-phase
   AxisPhases<int> phases_h, phases_w;
 
   // kColumns

@@ -268,7 +268,9 @@ void check_depthwise(const Problem& p, const convt::DepthwiseLaunch& launch, con
     return;
   }
   CHECK(p.output_channels_last, context);
-  CHECK(launch.vector == 1 || (p.cin_per_group == 1 && p.cout_per_group == 1), context);
+  const bool one_to_one = p.cin_per_group == 1 && p.cout_per_group == 1;
+  CHECK(launch.vector == 1 || (launch.shares_input ? p.cout_per_group % launch.vector == 0 : one_to_one),
+        context);
   const int64_t channels = int64_t{launch.lanes} * launch.vector;
   covers(launch.channel_tiles, channels, p.cout());
   // A block can also take one channel a thread.
@@ -392,6 +394,11 @@ void test_depthwise() {
   CHECK(launch().vector == 4 && launch().mapping == convt::DepthwiseMapping::kChannels, "");
   p.input_stride.w += 1;
   CHECK(launch().vector == 1 && launch().mapping == convt::DepthwiseMapping::kChannels, "");
+  // Channels of one group have the same inputs, wherever those lie.
+  p = make_problem(DType::kFloat16, 4, 36, 72, k4s2, k4s2, 9, true);
+  CHECK(launch().vector == 4 && launch().shares_input, "");
+  p = make_problem(DType::kFloat16, 4, 36, 54, k4s2, k4s2, 9, true);
+  CHECK(launch().vector == 1 && !launch().shares_input, "");
   // A filter beyond shared memory.
   p = make_problem(DType::kFloat32, 2, 8, 8, make_axis(20, 200, 1), make_axis(20, 200, 1), 8, true);
   CHECK(launch().mapping == convt::DepthwiseMapping::kColumns && launch().long_sums, "");
