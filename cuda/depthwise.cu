@@ -51,10 +51,10 @@ struct DepthwiseParams {
   Divisor<int> step_h, cout_per_group, cin_per_group;
   int row_step;  // elements between inputs step_h rows apart
   int padding_h, padding_w, input_h, input_w, output_h, output_w, cout;
-  int row_sets, sets_per_thread;
+  int row_sets, sets_per_thread, channels_per_thread;
 
   // columns: how threads are numbered
-  Divisor<int> column_groups, runs, channels;
+  Divisor<int> column_groups, runs, channel_runs;
   int threads;
   bool channels_last;
 
@@ -378,34 +378,36 @@ __global__ void __launch_bounds__(kThreads, min_blocks(C * R * (kLong ? 2 : 1)))
     index = result.quotient;
     return result.remainder;
   };
-  int channel = p.channels_last ? next(p.channels) : 0;
+  int channel_run = p.channels_last ? next(p.channel_runs) : 0;
   const int column = next(p.column_groups) * C;
   const int residue = next(p.phases_h.stride);
   const int run = next(p.runs);
-  if (!p.channels_last) channel = next(p.channels);
+  if (!p.channels_last) channel_run = next(p.channel_runs);
   const int n = index;
 
-  const auto group = p.cout_per_group.divide(channel);
-  const int first_cin = group.quotient * p.cin_per_group;
-  const T* image = p.input + n * p.input_stride.n + first_cin * p.input_stride.c;
-  const T* filter = p.weight + first_cin * p.weight_stride.cin + group.remainder * p.weight_stride.cout;
-  T* output = p.output + n * p.output_stride.n + channel * p.output_stride.c + column * p.output_stride.w;
-  const int weight_row = static_cast<int>(p.weight_stride.kh),
-            weight_column = static_cast<int>(p.weight_stride.kw);
+  const int weight_row = static_cast<int>(p.weight_stride.kh);
+  const int weight_column = static_cast<int>(p.weight_stride.kw);
   const ColumnTaps<C> columns = columns_of<C>(p, column, weight_column);
-
   const int last_set = min((run + 1) * p.sets_per_thread, p.row_sets);
+  const int last_channel = min((channel_run + 1) * p.channels_per_thread, p.cout);
   Sums<T, C, 1, 1, R, kLong> sums;
-  for (int set = run * p.sets_per_thread; set < last_set; ++set) {
-    const RowTaps rows = rows_of(p, residue, set, R);
-    sums.clear();
-    if (rows.taps > 0) {
-      for (int ci = 0; ci < p.cin_per_group; ++ci) {
-        const GlobalWeights<T> weights{filter + ci * p.weight_stride.cin, weight_row, weight_column};
-        sums.add_channel(p, image + ci * p.input_stride.c, weights, rows, columns);
+  for (int channel = channel_run * p.channels_per_thread; channel < last_channel; ++channel) {
+    const auto group = p.cout_per_group.divide(channel);
+    const int first_cin = group.quotient * p.cin_per_group;
+    const T* image = p.input + n * p.input_stride.n + first_cin * p.input_stride.c;
+    const T* filter = p.weight + first_cin * p.weight_stride.cin + group.remainder * p.weight_stride.cout;
+    T* output = p.output + n * p.output_stride.n + channel * p.output_stride.c + column * p.output_stride.w;
+    for (int set = run * p.sets_per_thread; set < last_set; ++set) {
+      const RowTaps rows = rows_of(p, residue, set, R);
+      sums.clear();
+      if (rows.taps > 0) {
+        for (int ci = 0; ci < p.cin_per_group; ++ci) {
+          const GlobalWeights<T> weights{filter + ci * p.weight_stride.cin, weight_row, weight_column};
+          sums.add_channel(p, image + ci * p.input_stride.c, weights, rows, columns);
+        }
       }
+      store(p, sums, rows, channel, output);
     }
-    store(p, sums, rows, channel, output);
   }
 }
 
@@ -551,6 +553,7 @@ cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStr
   p.cout = static_cast<int>(problem.cout());
   p.row_sets = launch.row_sets;
   p.sets_per_thread = launch.sets_per_thread;
+  p.channels_per_thread = launch.channels_per_thread;
   if (by_channel) {
     p.lanes = launch.lanes;
     p.channel_tiles = launch.channel_tiles;
@@ -567,7 +570,7 @@ cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStr
   } else {
     p.column_groups = p.output_w / launch.vector;
     p.runs = launch.runs;
-    p.channels = p.cout;
+    p.channel_runs = launch.channel_runs;
     p.threads = launch.threads;
     p.channels_last = problem.output_channels_last;
   }

@@ -393,7 +393,8 @@ std::string describe(const Plan& plan) {
       line << " lanes=" << t.lanes << "x" << t.channel_tiles << " items=" << t.items_at_once << "x"
            << t.passes << "x" << t.blocks_an_image << " shared=" << t.shared_bytes;
     } else {
-      line << " sets=" << t.sets_per_thread << "x" << t.runs;
+      line << " sets=" << t.sets_per_thread << "x" << t.runs << " channels=" << t.channels_per_thread << "x"
+           << t.channel_runs;
     }
     line << " blocks=" << t.blocks;
   }

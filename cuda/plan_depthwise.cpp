@@ -79,14 +79,21 @@ struct DepthwisePlanner {
   void plan_columns(DepthwiseLaunch& launch) const {
     launch.mapping = DepthwiseMapping::kColumns;
     // Finding the phases of its columns costs a thread as much as some outputs do, so it takes several row
-    // sets as long as there are some eight rounds of threads.
+    // sets, and then several channels, as long as there are some eight rounds of threads.
     constexpr double kThreadsOfSm = 1024;
     const double rounds = threads(launch.vector, launch.rows) / (kThreadsOfSm * device.sm_count);
-    const int64_t most = static_cast<int64_t>(std::clamp<double>(rounds / 8, 1, launch.row_sets));
+    const double wanted = rounds / 8;
+    const int64_t most = static_cast<int64_t>(std::clamp<double>(wanted, 1, launch.row_sets));
     launch.runs = static_cast<int>(ceil_div(launch.row_sets, most));
     launch.sets_per_thread = static_cast<int>(ceil_div(launch.row_sets, launch.runs));
+    if (launch.runs == 1 && !p.output_channels_last) {
+      constexpr double kMostChannels = 8;
+      const double channels = std::min(wanted / launch.row_sets, std::min<double>(kMostChannels, p.cout()));
+      launch.channels_per_thread = static_cast<int>(std::max(1.0, channels));
+    }
+    launch.channel_runs = static_cast<int>(ceil_div(p.cout(), launch.channels_per_thread));
     const int64_t columns = p.w.output / launch.vector;
-    launch.threads = static_cast<int>(columns * p.h.stride * launch.runs * p.cout() * p.batch);
+    launch.threads = static_cast<int>(columns * p.h.stride * launch.runs * launch.channel_runs * p.batch);
     launch.blocks = ceil_div(launch.threads, kDepthwiseThreads);
   }
 

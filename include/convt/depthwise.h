@@ -39,6 +39,8 @@ struct DepthwiseLaunch {
   // kColumns
   int sets_per_thread = 1;
   int runs = 1;  // of sets_per_thread sets
+  int channels_per_thread = 1;
+  int channel_runs = 1;  // of channels_per_thread channels
   int threads = 1;
 
   // kChannels. An item is one output column of one row set of one H-phase; the lanes of a block that hold

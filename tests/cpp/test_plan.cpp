@@ -262,8 +262,10 @@ void check_depthwise(const Problem& p, const convt::DepthwiseLaunch& launch, con
     // Neighbouring columns read neighbouring inputs.
     CHECK(launch.vector == 1 || (launch.phases_w.shift_step == 1 && !p.output_channels_last), context);
     covers(launch.runs, launch.sets_per_thread, launch.row_sets);
-    CHECK(launch.threads == p.w.output / launch.vector * p.h.stride * launch.runs * p.cout() * p.batch,
+    CHECK(launch.threads ==
+              p.w.output / launch.vector * p.h.stride * launch.runs * launch.channel_runs * p.batch,
           context);
+    covers(launch.channel_runs, launch.channels_per_thread, p.cout());
     covers(launch.blocks, convt::kDepthwiseThreads, launch.threads);
     return;
   }
