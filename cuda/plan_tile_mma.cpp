@@ -106,7 +106,8 @@ void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch) 
   };
   launch.flat_rows = false;
   if (launch.input_channels_last) {
-    launch.load_vector = widest({in.n, in.h, in.w, problem.cin_per_group});
+    // Neighbours along neither dimension side by side: one at a time.
+    launch.load_vector = in.c == 1 ? widest({in.n, in.h, in.w, problem.cin_per_group}) : 1;
     return;
   }
   launch.load_vector = widest({in.n, in.c, in.h, problem.w.input});
