@@ -466,15 +466,12 @@ void complete_for_cuda(const Arguments& a, Problem& p) {
   }
 }
 
-template <typename Launch>
-using TensorCoreKernel = cudaError_t (*)(const Problem&, const Launch&, void*, cudaStream_t);
-
 // The paths of a tensor-core kernel.
-template <typename Launch>
+template <typename Launcher>
 struct TensorCorePaths {
-  TensorCoreKernel<Launch> fp16, bf16, tf32, ieee;
+  Launcher fp16, bf16, tf32, ieee;
 
-  TensorCoreKernel<Launch> of(const Problem& problem) const {
+  Launcher of(const Problem& problem) const {
     switch (problem.dtype) {
       case DType::kFloat16:
         return fp16;
@@ -486,15 +483,18 @@ struct TensorCorePaths {
   }
 };
 
-constexpr TensorCorePaths<TileMmaLaunch> kTileMmaPaths = {launch_tile_mma_fp16, launch_tile_mma_bf16,
-                                                          launch_tile_mma_tf32, launch_tile_mma_ieee};
-constexpr TensorCorePaths<TileWgmmaLaunch> kTileWgmmaPaths = {launch_tile_wgmma_fp16, launch_tile_wgmma_bf16,
-                                                              launch_tile_wgmma_tf32, launch_tile_wgmma_ieee};
+constexpr TensorCorePaths kThinPaths = {launch_thin_fp16, launch_thin_bf16, launch_thin_tf32,
+                                        launch_thin_ieee};
+constexpr TensorCorePaths kTileMmaPaths = {launch_tile_mma_fp16, launch_tile_mma_bf16, launch_tile_mma_tf32,
+                                           launch_tile_mma_ieee};
+constexpr TensorCorePaths kTileWgmmaPaths = {launch_tile_wgmma_fp16, launch_tile_wgmma_bf16,
+                                             launch_tile_wgmma_tf32, launch_tile_wgmma_ieee};
 
 // Packs the weight, then multiplies.
-template <typename Launch>
+template <typename Launch, typename Launcher>
 cudaError_t launch_tensor_cores(const Problem& problem, const Launch& launch,
-                                const TensorCorePaths<Launch>& paths, void* workspace, cudaStream_t stream) {
+                                const TensorCorePaths<Launcher>& paths, void* workspace,
+                                cudaStream_t stream) {
   const cudaError_t error = launch_pack_fragments(problem, launch, workspace, stream);
   return error != cudaSuccess ? error : paths.of(problem)(problem, launch, workspace, stream);
 }
@@ -515,6 +515,8 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
       return problem.dtype == DType::kFloat32
                  ? launch_tile_simt_fp32(problem, plan.tile_simt, workspace, stream)
                  : launch_tile_simt_fp16(problem, plan.tile_simt, workspace, stream);
+    case Kernel::kThin:
+      return kThinPaths.of(problem)(problem, plan.thin, stream);
     case Kernel::kTileMma:
       return launch_tensor_cores(problem, plan.tile_mma, kTileMmaPaths, workspace, stream);
     case Kernel::kTileWgmma:

@@ -6,6 +6,7 @@
 #include <limits>
 #include <sstream>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -184,7 +185,6 @@ bool plan_tile_simt(const Problem& problem, const DeviceLimits& device, TileSimt
   TileSimtLaunch start;
   start.phases_h = narrow_phases(problem.h);
   start.phases_w = narrow_phases(problem.w);
-  const auto base_of = [](const Axis& axis, int64_t output) { return (output + axis.padding) / axis.stride; };
   start.first_base_h = static_cast<int>(base_of(problem.h, 0));
   start.first_base_w = static_cast<int>(base_of(problem.w, 0));
   start.bases_h = static_cast<int>(base_of(problem.h, problem.h.output - 1)) - start.first_base_h + 1;
@@ -246,18 +246,6 @@ double choose_launch(const Visit& visit, const Forced& forced, Launch* launch) {
   return cycles;
 }
 
-double plan_tile_mma(const Problem& problem, const DeviceLimits& device, const Forced& forced,
-                     TileMmaLaunch* launch) {
-  const auto visit = [&](const TileMmaVisitor& visitor) { visit_tile_mma(problem, device, visitor); };
-  return choose_launch(visit, forced, launch);
-}
-
-double plan_tile_wgmma(const Problem& problem, const DeviceLimits& device, const Forced& forced,
-                       TileWgmmaLaunch* launch) {
-  const auto visit = [&](const TileWgmmaVisitor& visitor) { visit_tile_wgmma(problem, device, visitor); };
-  return choose_launch(visit, forced, launch);
-}
-
 // Neighbouring channels of an NHWC tensor lie in different groups when a group has few of them: a block that
 // computes one group would then read and write single elements far apart, and threads that are neighbours
 // along the channels do better.
@@ -267,9 +255,18 @@ bool groups_split_vectors(const Problem& p) {
 
 // A channel step, 16 channels of 16 bits or 8 of 32, is mostly padding when a group has fewer than half of
 // it.
+bool fills_channel_step(const Problem& p) { return p.cin_per_group >= 16 / element_size(p.dtype); }
+
 bool fills_tensor_cores(const Problem& p) {
-  const int64_t least = 16 / element_size(p.dtype);
-  return p.cin_per_group >= least && (p.groups == 1 || p.cout_per_group >= least);
+  return fills_channel_step(p) && (p.groups == 1 || p.cout_per_group >= 16 / element_size(p.dtype));
+}
+
+// Where thin may be the best kernel: outputs gather products from shared memory, which many output channels
+// of many pixels do not pay for.
+bool suits_thin(const Problem& p) {
+  constexpr int64_t kMostCouts = 64, kFewPixels = 1024;
+  return fills_channel_step(p) &&
+         (p.cout_per_group <= kMostCouts || p.batch * p.h.input * p.w.input <= kFewPixels);
 }
 
 // Whether `depthwise` does better than the tiles: a group sums too few products for an output to fill them,
@@ -291,7 +288,8 @@ bool splits_pay(const DeviceLimits& device) {
 }
 
 // How operands of float32 are multiplied on tensor cores.
-std::string describe_precision(const TileMmaLaunch& launch) {
+template <typename Launch>
+std::string describe_precision(const Launch& launch) {
   if (launch.element_size != 4) return "";
   return launch.parts == 1 ? " precision=tf32" : " precision=ieee";
 }
@@ -306,6 +304,8 @@ const char* kernel_name(Kernel kernel) {
       return "generic";
     case Kernel::kDepthwise:
       return "depthwise";
+    case Kernel::kThin:
+      return "thin";
     case Kernel::kTileSimt:
       return "tile_simt";
     case Kernel::kTileMma:
@@ -320,40 +320,41 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const Forced wanted(forced);
   const std::string& name = wanted.name;
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
-  const bool tensor_kernel = forces(Kernel::kTileMma) || forces(Kernel::kTileWgmma);
+  const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) || forces(Kernel::kTileWgmma);
   if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
       !forces(Kernel::kTileSimt) && !tensor_kernel) {
     throw std::invalid_argument(
-        "CONVT_KERNEL must be generic, depthwise, tile_simt, tile_mma or tile_wgmma, got " + name);
+        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma or tile_wgmma, got " + name);
   }
   if (wanted.text != name && !tensor_kernel) {
     throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
-                                ": only tile_mma and tile_wgmma number their launches");
+                                ": only thin, tile_mma and tile_wgmma number their launches");
   }
 
   Plan plan;
   if (problem.output_elements() == 0) return plan;
   const char* obstacle = nullptr;
   const char* const no_room = "no tile with its halo fits in shared memory";
-  const bool tensor_cores =
-      name.empty() && fills_tensor_cores(problem) && (operand_parts(problem) == 1 || splits_pay(device));
   double best = kNever;
-  if (tensor_cores || forces(Kernel::kTileMma)) {
-    obstacle = tile_mma_obstacle(problem, device);
-    if (obstacle == nullptr) {
-      best = plan_tile_mma(problem, device, wanted, &plan.tile_mma);
-      if (best < kNever) plan.kernel = Kernel::kTileMma;
-      obstacle = no_room;
+  const auto consider = [&](Kernel kernel, bool suits, const auto& find_obstacle, const auto& find_launch,
+                            auto* launch) {
+    if (!forces(kernel) && !(name.empty() && suits)) return;
+    obstacle = find_obstacle(problem, device);
+    if (obstacle != nullptr) return;
+    using Launch = std::remove_pointer_t<decltype(launch)>;
+    const auto visit = [&](const auto& visitor) { find_launch(problem, device, visitor); };
+    const double cycles = choose_launch<Launch>(visit, wanted, launch);
+    if (cycles < best) {
+      best = cycles;
+      plan.kernel = kernel;
     }
-  }
-  if (tensor_cores || forces(Kernel::kTileWgmma)) {
-    obstacle = tile_wgmma_obstacle(problem, device);
-    if (obstacle == nullptr) {
-      const double cycles = plan_tile_wgmma(problem, device, wanted, &plan.tile_wgmma);
-      if (cycles < best) plan.kernel = Kernel::kTileWgmma;
-      obstacle = no_room;
-    }
-  }
+    obstacle = no_room;
+  };
+  const bool precise = operand_parts(problem) == 1 || splits_pay(device);
+  const bool tiles = precise && fills_tensor_cores(problem);
+  consider(Kernel::kThin, precise && suits_thin(problem), thin_obstacle, visit_thin, &plan.thin);
+  consider(Kernel::kTileMma, tiles, tile_mma_obstacle, visit_tile_mma, &plan.tile_mma);
+  consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);
   if (plan.kernel != Kernel::kNone) return plan;
   if (forces(Kernel::kDepthwise) || (name.empty() && suits_depthwise(problem))) {
     obstacle = depthwise_obstacle(problem, device);
@@ -405,6 +406,19 @@ std::string describe(const Plan& plan) {
          << t.rows << "x" << t.cols << " channels=" << t.channel_chunk << "x" << t.channel_chunks
          << " taps=" << t.tap_chunk << " row_phases=" << t.row_phases << " workspace=" << t.workspace_bytes
          << " threads=" << config.threads() << " shared=" << t.shared_bytes << " blocks=" << t.blocks();
+  }
+  if (plan.kernel == Kernel::kThin) {
+    const ThinLaunch& t = plan.thin;
+    line << " rows=" << 16 * t.row_blocks << "x" << t.warps_m << " pixels=" << kThinPixels << "x"
+         << t.groups_w << "x" << t.rows << " couts=" << t.couts << "x" << t.cout_tiles
+         << " sets=" << t.taps_h.sets << " offsets=" << t.taps_h.begin[t.taps_h.sets]
+         << " crop=" << t.taps_h.crop << " tile=" << t.images << "x" << t.segment_rows << "x" << t.cols
+         << " chunks=" << t.chunks << " reads="
+         << (t.along_w   ? "w"
+             : t.along_c ? "c"
+                         : "1")
+         << " threads=" << 32 * t.warps() << " shared=" << t.shared_bytes << " blocks=" << t.blocks()
+         << describe_precision(t);
   }
   if (plan.kernel == Kernel::kTileMma) {
     const TileMmaLaunch& t = plan.tile_mma;

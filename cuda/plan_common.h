@@ -27,7 +27,10 @@ inline AxisPhases<int> narrow_phases(const Axis& axis) {
                                static_cast<int>(axis.kernel));
 }
 
-// What the searches for launches of tile_mma and tile_wgmma share.
+// The base of an output (convt/phases.h).
+inline int64_t base_of(const Axis& axis, int64_t output) { return (output + axis.padding) / axis.stride; }
+
+// What the searches for launches of the tensor-core kernels share.
 
 // How the kernels read the input: NHWC, or element by element along C, unless neighbours along W lie side by
 // side.
@@ -41,6 +44,9 @@ int operand_parts(const Problem& problem);
 // multiple of the stride (AxisTaps::crop).
 enum class Crop { kNone, kPadding };
 bool is_distinct(Crop crop, const Problem& problem);
+
+// Fills `taps` for phase sets of set_size; false if an offset leaves 32 bits.
+bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps);
 
 // Sets the taps for phase sets of set_h x set_w, and the grid; false if an offset leaves 32 bits.
 bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch);
@@ -70,6 +76,11 @@ void visit_tile_mma(const Problem& problem, const DeviceLimits& device, const Ti
 const char* tile_wgmma_obstacle(const Problem& problem, const DeviceLimits& device);
 using TileWgmmaVisitor = std::function<void(const TileWgmmaLaunch&, double)>;
 void visit_tile_wgmma(const Problem& problem, const DeviceLimits& device, const TileWgmmaVisitor& visit);
+
+// The same of `thin`.
+const char* thin_obstacle(const Problem& problem, const DeviceLimits& device);
+using ThinVisitor = std::function<void(const ThinLaunch&, double)>;
+void visit_thin(const Problem& problem, const DeviceLimits& device, const ThinVisitor& visit);
 
 // Why `depthwise` cannot compute a problem, or null; and its launch where it can.
 const char* depthwise_obstacle(const Problem& problem, const DeviceLimits& device);

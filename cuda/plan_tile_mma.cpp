@@ -12,9 +12,6 @@
 
 namespace convt {
 
-namespace {
-
-// Fills `taps`; false if an offset leaves 32 bits.
 bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
   taps->stride = static_cast<int>(axis.stride);
   taps->dilation = static_cast<int>(axis.dilation);
@@ -49,8 +46,6 @@ bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
   taps->span = static_cast<int>(most - least);
   return true;
 }
-
-}  // namespace
 
 bool reads_channels_last(const Problem& problem) {
   return !(problem.input_stride.w == 1 && problem.input_stride.c != 1);

@@ -205,7 +205,7 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (convt_ext.conv_transpose2d, convt_ext.plan):
         with pytest.raises(
             RuntimeError,
-            match="CONVT_KERNEL must be generic, depthwise, tile_simt, tile_mma or tile_wgmma, got fastest",
+            match="CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma or tile_wgmma, got fastest",
         ):
             function(*tensors, **SMALL.arguments)
 

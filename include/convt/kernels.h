@@ -24,6 +24,12 @@ cudaError_t launch_tile_simt_fp32(const Problem& problem, const TileSimtLaunch& 
 cudaError_t launch_tile_simt_fp16(const Problem& problem, const TileSimtLaunch& launch, const void* workspace,
                                   cudaStream_t stream);
 
+// Few channels on tensor cores; the weight is read as it is.
+cudaError_t launch_thin_fp16(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
+cudaError_t launch_thin_bf16(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
+cudaError_t launch_thin_tf32(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
+cudaError_t launch_thin_ieee(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
+
 // Writes launch.packed_bytes to `workspace`; before launch_tile_mma_*.
 cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                   cudaStream_t stream);

@@ -6,6 +6,7 @@
 
 #include "convt/depthwise.h"
 #include "convt/problem.h"
+#include "convt/thin.h"
 #include "convt/tile_mma.h"
 #include "convt/tile_simt.h"
 #include "convt/tile_wgmma.h"
@@ -25,6 +26,7 @@ enum class Kernel {
   kNone,  // an empty output: nothing to launch
   kGeneric,
   kDepthwise,
+  kThin,
   kTileSimt,
   kTileMma,
   kTileWgmma,
@@ -35,13 +37,14 @@ const char* kernel_name(Kernel kernel);
 struct Plan {
   Kernel kernel = Kernel::kNone;
   DepthwiseLaunch depthwise;   // when kernel is kDepthwise
+  ThinLaunch thin;             // when kernel is kThin
   TileSimtLaunch tile_simt;    // when kernel is kTileSimt
   TileMmaLaunch tile_mma;      // when kernel is kTileMma
   TileWgmmaLaunch tile_wgmma;  // when kernel is kTileWgmma
 };
 
 // Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best;
-// tile_mma:3 and tile_wgmma:3 are the launches with the fourth least estimate, for sweeps. Throws
+// thin:3, tile_mma:3 and tile_wgmma:3 are the launches with the fourth least estimate, for sweeps. Throws
 // std::invalid_argument when the forced kernel or launch does not exist or cannot compute the problem.
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced);
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "convt/axis_taps.h"
 #include "convt/divisor.h"
 #include "convt/macros.h"
 #include "convt/problem.h"
@@ -42,41 +43,8 @@ inline constexpr int kTileMmaConfigCount =
     static_cast<int>(sizeof(kTileMmaConfigs) / sizeof(kTileMmaConfigs[0]));
 
 // Limits of the tables below.
-inline constexpr int kTileMmaMaxSide = 64;    // taps along an axis, and phases along it
+inline constexpr int kTileMmaMaxSide = kMaxAxisTaps;
 inline constexpr int kTileMmaMaxTaps = 1024;  // of the whole filter
-
-// Along one axis, outputs are numbered o = stride * q + r - crop with 0 <= r < stride: q is a point of the
-// grid that tiles are cut from, r the phase. Tap k carries input q + offset to output o exactly when
-//
-//   k * dilation = r + (padding - crop) - offset * stride,
-//
-// so that every phase reaches its taps through offsets that do not depend on q (convt/phases.h has the same
-// in terms of padded coordinates; crop = padding mod stride gives its bases). With crop = 0 the tiles of the
-// output start at multiples of the stride; with crop = padding mod stride more phases share their offsets.
-//
-// Phases are taken in sets of `set_size` neighbours. `offset[begin[set] ...]` lists the offsets that any
-// phase of the set has, ascending, and bit j of `phases` tells whether phase set * set_size + j is one of
-// them.
-struct AxisTaps {
-  int stride = 1, dilation = 1, kernel = 1;
-  int crop = 0;
-  int reach = 0;  // padding - crop
-  int set_size = 1, sets = 1;
-  int least_offset = 0, span = 0;  // offsets of all phases lie in [least_offset, least_offset + span]
-  int16_t begin[kTileMmaMaxSide + 1] = {};
-  int32_t offset[kTileMmaMaxSide] = {};
-  uint32_t phases[kTileMmaMaxSide] = {};
-
-  CONVT_HOST_DEVICE int offsets(int set) const { return begin[set + 1] - begin[set]; }
-
-  // The tap that carries input q + shift to phase r of q, or -1. `by_dilation` divides by the dilation.
-  CONVT_HOST_DEVICE int tap(int r, int shift, const Divisor<int>& by_dilation) const {
-    const int distance = r + reach - shift * stride;
-    if (r >= stride || distance < 0) return -1;
-    const auto k = by_dilation.divide(distance);
-    return k.remainder == 0 && k.quotient < kernel ? k.quotient : -1;
-  }
-};
 
 // The rows of a warp's tile: (phase along H, phase along W, output channel) of one phase set, the channel
 // fastest. couts is a power of two, and either a multiple of 16 or a divisor of 16; in the latter case all

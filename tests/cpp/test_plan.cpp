@@ -180,6 +180,9 @@ void check_products(const Problem& p, const convt::TileMmaLaunch& launch, const 
             shared.output_offset % 16 == 0 && shared.output_bytes % 16 == 0,
         context);
   CHECK(launch.workspace_bytes >= launch.packed_bytes && launch.packed_bytes % 16 == 0, context);
+  // What is read at once lies side by side.
+  const int64_t neighbour = launch.input_channels_last ? p.input_stride.c : p.input_stride.w;
+  CHECK(launch.load_vector == 1 || neighbour == 1, context);
 }
 
 void check_tile_mma(const Problem& p, const convt::TileMmaLaunch& launch, const DeviceLimits& device,
@@ -288,9 +291,58 @@ void check_depthwise(const Problem& p, const convt::DepthwiseLaunch& launch, con
   CHECK(launch.shared_bytes <= 48 << 10 && 4 * weights <= device.shared_bytes_per_block, context);
 }
 
+// Every output is gathered once, from products of a strip that holds all the inputs of its column.
+void check_thin(const Problem& p, const convt::ThinLaunch& launch, const DeviceLimits& device,
+                const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  check_taps(p.h, launch.taps_h, launch.grid_h, context);
+  // A row of the product holds one phase of a set: none may multiply an input that only another sees.
+  const uint32_t all_phases = launch.taps_h.set_size == 32 ? ~0u : (1u << launch.taps_h.set_size % 32) - 1;
+  for (int i = 0; i < launch.taps_h.begin[launch.taps_h.sets]; ++i)
+    CHECK(launch.taps_h.phases[i] == all_phases, context);
+  covers(launch.segments, launch.segment_rows, launch.grid_h);
+  covers(launch.image_tiles, launch.images, p.batch);
+  covers(launch.cout_tiles, launch.couts, p.cout_per_group);
+  CHECK(launch.groups == p.groups && launch.blocks() <= 2147483647, context);
+  CHECK(16 * launch.all_row_blocks() >= launch.set_rows(), context);
+  CHECK(launch.set_rows() <= convt::kThinMaxRows && launch.warps_m <= convt::kThinMaxWarpsM, context);
+  CHECK(launch.warps() <= convt::kThinMaxWarps && convt::thin_takes(launch.row_blocks, launch.parts),
+        context);
+  const int64_t chunk_channels = convt::kThinChunkSteps * (32 / launch.element_size);
+  covers(launch.chunks, chunk_channels, p.cin_per_group);
+  const bool splits = p.dtype == DType::kFloat32 && p.float32_precision == convt::Float32Precision::kIeee;
+  CHECK(launch.parts == (splits ? 2 : 1) && launch.element_size == convt::element_size(p.dtype), context);
+  const int width = convt::kThinPixels * launch.groups_w;
+  CHECK(launch.images * launch.cols <= width && launch.pitch >= width && launch.pitch % 4 == 0, context);
+  CHECK(launch.images == 1 || (launch.cols == p.w.input && launch.strips == 1 && launch.origin_w == 0),
+        context);
+  if (launch.along_w) {
+    CHECK(p.w.input % 4 == 0 && launch.origin_w % 4 == 0 && launch.strip_step % 4 == 0, context);
+  }
+  CHECK(launch.gather_columns % 32 == 0 && launch.gather_columns <= 32 * launch.warps(), context);
+  CHECK(convt::thin_shared(launch).bytes == launch.shared_bytes, context);
+  CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+  const int64_t end_base = launch.first_base_w + int64_t{launch.bases_w};
+  for (int64_t strip = 0; strip < launch.strips; ++strip) {
+    const int64_t first_col = launch.origin_w + strip * launch.strip_step;
+    const int64_t begin = strip == 0 ? launch.first_base_w : first_col + launch.strip_halo;
+    const bool last = strip + 1 == launch.strips;
+    const int64_t end = last ? end_base : first_col + launch.strip_step + launch.strip_halo;
+    const int64_t first_input = std::max<int64_t>(0, begin - launch.span_w);
+    const int64_t end_input = std::min(end, p.w.input);
+    CHECK(begin < end && end <= end_base, context);
+    CHECK(first_input >= end_input ||
+              (first_input >= first_col && end_input <= first_col + int64_t{launch.cols}),
+          context);
+  }
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
+  if (plan.kernel == Kernel::kThin) return check_thin(p, plan.thin, device, context);
   if (plan.kernel == Kernel::kTileMma) return check_tile_mma(p, plan.tile_mma, device, context);
   if (plan.kernel == Kernel::kTileWgmma) return check_tile_wgmma(p, plan.tile_wgmma, device, context);
   if (plan.kernel == Kernel::kDepthwise) return check_depthwise(p, plan.depthwise, device, context);
@@ -314,23 +366,25 @@ void test_configurations() {
 
 void test_typical_problems() {
   const Axis k4s2 = make_axis(16, 4, 2, 1), k3s1 = make_axis(512, 3, 1), k2s2 = make_axis(64, 2, 2);
+  const Axis large = make_axis(128, 4, 2, 1);
   const struct {
     const char* name;
     Problem problem;
     bool tensor_cores = true;
+    bool thin = false;
   } typical[] = {
       {"dcgan", make_problem(DType::kFloat32, 128, 128, 64, k4s2, k4s2)},
       {"dcgan, one pixel",
-       make_problem(DType::kFloat16, 128, 100, 512, make_axis(1, 4, 1), make_axis(1, 4, 1))},
+       make_problem(DType::kFloat16, 128, 100, 512, make_axis(1, 4, 1), make_axis(1, 4, 1)), true, true},
       {"unet", make_problem(DType::kFloat16, 8, 128, 64, k2s2, k2s2, 1, true)},
       {"kb65", make_problem(DType::kBFloat16, 8, 64, 64, k3s1, make_axis(512, 7, 1))},
       {"hifigan", make_problem(DType::kFloat32, 16, 512, 256, make_axis(1, 1, 1), make_axis(400, 16, 8, 4))},
-      {"to an image", make_problem(DType::kFloat32, 16, 128, 3, k4s2, k4s2)},
+      {"to an image", make_problem(DType::kFloat32, 16, 128, 3, large, large), true, true},
       {"from an image", make_problem(DType::kFloat32, 2, 3, 32, k4s2, k4s2), false},
       {"dilated", make_problem(DType::kFloat16, 16, 32, 64, make_axis(64, 3, 5, 1, 0, 2),
                                make_axis(128, 3, 5, 1, 0, 2))},
   };
-  for (const auto& [name, problem, tensor_cores] : typical) {
+  for (const auto& [name, problem, tensor_cores, thin] : typical) {
     for (const Device& device : kDevices) {
       const std::string context = std::string(name) + " on " + device.name;
       const Kernel chosen = convt::make_plan(problem, device.limits, nullptr).kernel;
@@ -338,8 +392,9 @@ void test_typical_problems() {
       if (!tensor_cores || (split && !device.fast_tf32)) {
         CHECK(chosen == Kernel::kTileSimt, context);
       } else {
-        CHECK(chosen == Kernel::kTileMma || (chosen == Kernel::kTileWgmma && device.limits.has_wgmma),
-              context);
+        const bool tiles =
+            chosen == Kernel::kTileMma || (chosen == Kernel::kTileWgmma && device.limits.has_wgmma);
+        CHECK(chosen == Kernel::kThin || (tiles && !thin), context);
       }
       check_plan(problem, device.limits, nullptr, context);
       Problem rounded = problem;
@@ -440,8 +495,8 @@ void test_generic_is_the_last_resort() {
 void test_empty_output() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
-  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "depthwise", "tile_simt",
-                             "tile_mma", "tile_wgmma"}) {
+  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "depthwise", "thin",
+                             "tile_simt", "tile_mma", "tile_wgmma"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -457,6 +512,8 @@ void test_forced_kernels() {
       CHECK(convt::make_plan(p, kH100, "depthwise").kernel == Kernel::kDepthwise, describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_simt").kernel == Kernel::kTileSimt, describe(p));
       check_plan(p, kH100, "depthwise", describe(p));
+      CHECK(convt::make_plan(p, kH100, "thin").kernel == Kernel::kThin, describe(p));
+      check_plan(p, kH100, "thin", describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_mma").kernel == Kernel::kTileMma, describe(p));
       check_plan(p, kH100, "tile_simt", describe(p));
       check_plan(p, kH100, "tile_mma", describe(p));
@@ -466,7 +523,7 @@ void test_forced_kernels() {
   }
   // Launches by their estimates.
   const Problem many = make_problem(DType::kFloat16, 8, 128, 64, make_axis(256, 2, 2), make_axis(256, 2, 2));
-  for (const std::string kernel : {"tile_mma", "tile_wgmma"}) {
+  for (const std::string kernel : {"thin", "tile_mma", "tile_wgmma"}) {
     const auto line = [&](const std::string& rank) {
       return convt::describe(convt::make_plan(many, kH100, (kernel + rank).c_str()));
     };
@@ -486,6 +543,7 @@ void test_forced_kernels() {
   // Narrow and high: few columns, and many rows of them in a tile.
   const Problem tall =
       make_problem(DType::kFloat16, 1, 3, 4, make_axis(701, 3, 2, 1, 1), make_axis(3, 3, 1, 1));
+  check_plan(tall, kH100, "thin", describe(tall));
   check_plan(tall, kH100, "tile_mma", describe(tall));
   check_plan(tall, kH100, "tile_wgmma", describe(tall));
   std::string message;
@@ -494,7 +552,8 @@ void test_forced_kernels() {
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }
-  CHECK(message == "CONVT_KERNEL must be generic, depthwise, tile_simt, tile_mma or tile_wgmma, got Generic",
+  CHECK(message ==
+            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma or tile_wgmma, got Generic",
         message);
 }
 
@@ -519,14 +578,21 @@ void test_random_problems() {
     Problem p = make_problem(dtype, draw(1, 200), groups * draw(1, 300), groups * draw(1, 300), draw_axis(),
                              draw_axis(), groups, draw(0, 1) == 0);
     if (draw(0, 1) == 0) p.float32_precision = convt::Float32Precision::kTf32;
+    if (draw(0, 3) == 0) {
+      // Neighbours of no dimension lie side by side.
+      for (int64_t* const stride :
+           {&p.input_stride.n, &p.input_stride.c, &p.input_stride.h, &p.input_stride.w})
+        *stride *= 8;
+    }
     const Device& device = kDevices[draw(0, std::size(kDevices) - 1)];
     const std::string context = describe(p) + " on " + device.name;
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
-    tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kTileSimt ||
-             plan.kernel == Kernel::kTileMma || plan.kernel == Kernel::kTileWgmma;
+    tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kThin ||
+             plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
+             plan.kernel == Kernel::kTileWgmma;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
-    for (const char* const forced : {"depthwise", "tile_mma", "tile_wgmma"}) {
+    for (const char* const forced : {"depthwise", "thin", "tile_mma", "tile_wgmma"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
@@ -553,7 +619,7 @@ void test_description() {
     rounded.float32_precision = precision;
     const char* const expected =
         precision == convt::Float32Precision::kIeee ? " precision=ieee" : " precision=tf32";
-    for (const char* const kernel : {"tile_mma", "tile_wgmma"}) {
+    for (const char* const kernel : {"thin", "tile_mma", "tile_wgmma"}) {
       const std::string text = convt::describe(convt::make_plan(rounded, kH100, kernel));
       CHECK(text.find(expected) != std::string::npos, text);
     }

@@ -17,6 +17,16 @@ __device__ inline unsigned cut_to_tf32(unsigned bits) {
   return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fffe000 : bits & 0xffffe000;
 }
 
+// Numbers from here on round to infinity.
+inline constexpr float kLeastAboveTf32 = 0x1.ffep127f;
+
+// The larger number, or NaN if one is.
+__device__ inline float max_or_nan(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+
 // The second part of an operand is multiplied by this, so that it has all its digits where the first is
 // hardly above the least normal number. Twice as much would overflow above the largest first part.
 inline constexpr float kSecondPartScale = 2048.0f;

@@ -1,0 +1,242 @@
+// Which launches of thin can compute a problem, and what each should cost.
+
+#include <algorithm>
+#include <cmath>
+
+#include "convt/plan.h"
+#include "plan_common.h"
+
+namespace convt {
+
+namespace {
+
+int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
+
+struct Search {
+  const Problem& problem;
+  const DeviceLimits& device;
+  const ThinVisitor& visit;
+
+  // Floats from one row of products to the next: neighbouring outputs belong to neighbouring phases, whose
+  // taps lie in neighbouring rows, and are read at once; so each row begins as many banks on as the one
+  // before has pixels in them.
+  static int pitch_of(int columns, int stride_w) {
+    const int shift = std::max(4, static_cast<int>(round_up(ceil_div(32, stride_w), 4)) % 32);
+    return static_cast<int>(round_up(columns - shift, 32)) + shift;
+  }
+
+  // Registers of a thread: what the compiler takes, or its bound (kernel in convt/device/thin.cuh).
+  static int registers(const ThinLaunch& t) {
+    if (t.parts == 2) return t.row_blocks == 1 ? 208 : 248;
+    return t.row_blocks <= 2 ? 128 : t.row_blocks == 3 ? 168 : 208;
+  }
+
+  // Counts of what the kernel's loops do, with weights fitted to some 6,000 timed launches of 19 problems on an
+  // H100. Over those the choice takes 1.05 times the best candidate's time in float16 on average, 1.07 in TF32,
+  // 1.03 in IEEE.
+  double cycles(const ThinLaunch& t) const {
+    const double blocks = static_cast<double>(t.blocks()), sms = device.sm_count;
+    const int64_t by_shared =
+        device.shared_bytes_per_sm / (static_cast<int64_t>(t.shared_bytes) + kReservedSharedBytes);
+    const int64_t by_registers = 65536 / (registers(t) * 32 * t.warps());
+    const double resident = std::max(
+        1.0, std::min(static_cast<double>(std::min<int64_t>({by_shared, by_registers, 64 / t.warps()})),
+                      std::ceil(blocks / sms)));
+    const double rounds = std::ceil(blocks / (sms * resident));
+    const double steps = static_cast<double>(ceil_div(t.segment_rows, t.rows));
+
+    // A step of a thread block: pixels of the input, and outputs by the warp.
+    const double columns = static_cast<double>(t.images > 1 ? int64_t{t.images} * t.cols
+                                                            : std::min<int64_t>(t.cols, problem.w.input));
+    const double pixels = columns * t.rows;
+    const double outputs = pixels * t.couts * t.taps_h.stride * static_cast<double>(t.phases_w.stride) / 32;
+    const double depth = static_cast<double>(t.taps_h.begin[t.taps_h.sets]) * t.chunks;  // chunks of a warp
+    const double warps = std::ceil(columns / kThinPixels) * t.rows * t.warps_m;          // that multiply
+
+    // Issued instructions.
+    const bool wide = t.element_size == 4;
+    const double products = depth * kThinChunkSteps * 4 * t.row_blocks * (t.parts == 2 ? 3 : 1);
+    const double reads = t.along_w ? (wide ? 30 : 60) : t.along_c ? 20 : 768.0 / t.element_size;
+    const double converts = !wide ? (t.along_w ? 64 : 0) : t.parts == 2 ? 256 : 90;
+    const double multiply =
+        1.05 * products + depth * (4.4 * t.row_blocks * t.parts + 0.41 * reads + 0.39 * converts) + 166;
+    const double lines = problem.output_channels_last ? outputs : outputs / t.couts;
+    const double thread_columns = columns * static_cast<double>(t.phases_w.stride) *
+                                  (problem.output_channels_last ? t.couts : 1) / t.gather_columns;
+    const double gather = 3.1 * outputs + 13 * lines + 52 * std::max(0.0, thread_columns - 1) * t.warps();
+    const double resident_warps = resident * t.warps();
+    const double issue = (warps * multiply + gather) * (resident_warps + 21) / (2.2 * resident_warps);
+
+    const double tensor = 1.65 * warps * products;
+    // Lines of NHWC in pieces of a few channels cost whole sectors. Rows are read once for each offset, from
+    // memory where what all thread blocks are about to read again does not fit in its cache.
+    const double offsets = t.taps_h.begin[t.taps_h.sets];
+    const bool in_pieces = problem.output_channels_last && t.couts < problem.cout();
+    const double sectors = in_pieces ? 1 + 32.0 / (t.couts * t.element_size) : 1;
+    const double row_bytes = columns * static_cast<double>(problem.cin_per_group) * t.element_size;
+    const double kept_rows = std::min(t.segment_rows, t.taps_h.span + t.rows);
+    const double sharers = static_cast<double>(t.cout_tiles);
+    constexpr double kCacheBytes = 40e6;
+    const bool reads_again = std::min(blocks, sms * resident) / sharers * kept_rows * row_bytes > kCacheBytes;
+    const double bytes = (0.039 * offsets + (reads_again ? 0.06 * (offsets - 1) : 0)) * row_bytes * t.rows +
+                         0.099 * sectors * 32 * outputs * t.element_size;
+    const double latency = (1090 + 1260 * depth) / resident;
+    const auto cube = [](double x) { return x * x * x; };
+    const double step = std::cbrt(cube(issue) + cube(tensor) + cube(bytes) + cube(latency));
+    const double begin = 2860 + 530 * depth * kThinChunkSteps * t.all_row_blocks() / t.warps();
+    return 6200 + rounds * (resident * steps * step + begin);
+  }
+
+  void consider(ThinLaunch launch) const {
+    launch.pitch = pitch_of(kThinPixels * launch.groups_w, launch.phases_w.stride);
+    const ThinShared shared = thin_shared(launch);
+    if (shared.bytes > static_cast<size_t>(device.shared_bytes_per_block)) return;
+    launch.shared_bytes = shared.bytes;
+    launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
+
+    // Outputs of a line: those over the strip, and past its last pixel those over the halo.
+    const int64_t bases = launch.strips > 1 ? launch.cols + launch.span_w : launch.bases_w;
+    const int64_t outputs = std::min(bases * problem.w.stride, problem.w.output) * launch.images *
+                            (problem.output_channels_last ? launch.couts : 1);
+    launch.gather_columns = static_cast<int>(std::min<int64_t>(32 * launch.warps(), round_up(outputs, 32)));
+    const double factors = static_cast<double>(launch.cout_tiles) * static_cast<double>(launch.strips) *
+                           static_cast<double>(launch.image_tiles) * static_cast<double>(launch.groups);
+    for (int64_t segments = 1; segments <= launch.grid_h; segments *= 2) {
+      const int64_t segment = round_up(ceil_div(launch.grid_h, segments), launch.rows);
+      if (segments > 1 && segment * (segments / 2) >= launch.grid_h) break;
+      launch.segment_rows = static_cast<int>(segment);
+      launch.segments = ceil_div(launch.grid_h, segment);
+      if (factors * static_cast<double>(launch.segments) > static_cast<double>(kMaxGrid)) break;
+      visit(launch, cycles(launch));
+      if (factors * static_cast<double>(launch.segments) > 64.0 * device.sm_count) break;
+    }
+  }
+
+  // Sets the strips for launch.groups_w; false if they leave no column besides the halo.
+  bool set_strips(int64_t vector, ThinLaunch& launch) const {
+    const int64_t width = kThinPixels * launch.groups_w;
+    const int64_t end = std::min<int64_t>(launch.first_base_w + launch.bases_w, problem.w.input);
+    const int64_t origin = std::max<int64_t>(0, launch.first_base_w - launch.span_w) / vector * vector;
+    launch.images = 1;
+    launch.origin_w = static_cast<int>(origin);
+    launch.strips = 1;
+    launch.cols = static_cast<int>(width);
+    launch.strip_halo = static_cast<int>(std::min<int64_t>(width, round_up(launch.span_w, vector)));
+    launch.strip_step = static_cast<int>(width) - launch.strip_halo;
+    if (end - origin > width) {
+      if (launch.strip_step < 1) return false;
+      launch.strips = 1 + ceil_div(end - origin - width, launch.strip_step);
+    }
+    return true;
+  }
+
+  void consider_warps(ThinLaunch launch) const {
+    const int64_t vector = launch.along_w ? 4 : 1;
+    for (int groups = 1; groups * launch.warps_m <= kThinMaxWarps; ++groups) {
+      launch.groups_w = groups;
+      for (int rows = 1; rows * groups * launch.warps_m <= kThinMaxWarps; rows *= 2) {
+        if (rows > 1 && rows >= 2 * launch.grid_h) break;
+        launch.rows = rows;
+        if (!set_strips(vector, launch)) continue;
+        launch.image_tiles = problem.batch;
+        // Wider than the image, but for whole warps: the next smaller one does.
+        if (groups > 1 && launch.strips == 1 &&
+            problem.w.input - launch.origin_w <= kThinPixels * (groups - 1)) {
+          const int64_t images = std::min(problem.batch, kThinPixels * groups / problem.w.input);
+          if (images < 2) continue;
+        } else {
+          consider(launch);
+        }
+        const int64_t images = std::min(problem.batch, kThinPixels * groups / problem.w.input);
+        if (images < 2) continue;
+        launch.images = static_cast<int>(images);
+        launch.image_tiles = ceil_div(problem.batch, images);
+        launch.origin_w = 0;
+        launch.cols = static_cast<int>(problem.w.input);
+        consider(launch);
+      }
+    }
+  }
+
+  void run() const {
+    ThinLaunch launch;
+    const int size = static_cast<int>(element_size(problem.dtype));
+    launch.element_size = size;
+    launch.parts = operand_parts(problem);
+    launch.chunks = static_cast<int>(ceil_div(problem.cin_per_group, kThinChunkSteps * (32 / size)));
+    launch.groups = problem.groups;
+    launch.phases_w = narrow_phases(problem.w);
+    launch.span_w = largest_shift(launch.phases_w);
+    launch.first_base_w = static_cast<int>(base_of(problem.w, 0));
+    launch.bases_w = static_cast<int>(base_of(problem.w, problem.w.output - 1)) - launch.first_base_w + 1;
+    if (!set_taps_h(launch)) return;
+    // Distances of a dimension of one do not matter.
+    ActivationStrides in = problem.input_stride;
+    if (problem.batch == 1) in.n = 0;
+    if (problem.h.input == 1) in.h = 0;
+    if (problem.w.input == 1) in.w = 0;
+    const auto divides = [](int64_t vector, std::initializer_list<int64_t> numbers) {
+      return std::all_of(numbers.begin(), numbers.end(), [vector](int64_t n) { return n % vector == 0; });
+    };
+    launch.along_w = in.w == 1 && divides(4, {in.n, in.c, in.h, problem.w.input});
+    launch.along_c =
+        !launch.along_w && in.c == 1 && divides(16 / size, {in.n, in.h, in.w, problem.cin_per_group});
+
+    const int64_t cout_rows = int64_t{launch.taps_h.set_size} * launch.phases_w.kernel;
+    const int64_t most = std::min<int64_t>(problem.cout_per_group, kThinMaxRows / cout_rows);
+    if (most < 1) return;
+    int64_t last = 0;
+    for (int64_t tiles = ceil_div(problem.cout_per_group, most); tiles <= problem.cout_per_group;
+         tiles *= 2) {
+      const int64_t couts = ceil_div(problem.cout_per_group, tiles);
+      if (couts == last) continue;
+      last = couts;
+      launch.couts = static_cast<int>(couts);
+      launch.cout_tiles = ceil_div(problem.cout_per_group, couts);
+      const int blocks = static_cast<int>(ceil_div(couts * cout_rows, 16));
+      for (const int row_blocks : kThinRowBlocks) {
+        if (!thin_takes(row_blocks, launch.parts)) continue;
+        launch.row_blocks = row_blocks;
+        launch.warps_m = static_cast<int>(ceil_div(blocks, row_blocks));
+        if (launch.warps_m > kThinMaxWarpsM) continue;
+        consider_warps(launch);
+      }
+      if (couts * cout_rows <= 16) break;
+    }
+  }
+
+  // All phases along H in one set where they have the same offsets, by one way to number outputs or the
+  // other; else each in its own set.
+  bool set_taps_h(ThinLaunch& launch) const {
+    const int stride = static_cast<int>(problem.h.stride);
+    const int cropped = static_cast<int>(problem.h.padding % problem.h.stride);
+    for (const int crop : {cropped, 0}) {
+      launch.grid_h = static_cast<int>(ceil_div(problem.h.output + crop, stride));
+      if (!make_axis_taps(problem.h, crop, stride, &launch.taps_h)) return false;
+      if (phases_agree(launch.taps_h)) return true;
+    }
+    return make_axis_taps(problem.h, 0, 1, &launch.taps_h);
+  }
+};
+
+}  // namespace
+
+const char* thin_obstacle(const Problem& p, const DeviceLimits& device) {
+  if (p.dtype == DType::kFloat64) return "it has no float64 path";
+  if (device.compute_capability < 80) return "the GPU has no tensor cores for it";
+  for (const Axis* axis : {&p.h, &p.w}) {
+    if (axis->kernel > kThinMaxSide) return "its tables hold 64 taps along an axis";
+    if (axis->stride > kThinMaxSide) return "its tables hold 64 phases along an axis";
+  }
+  if (!fits_32_bits(p.h) || !fits_32_bits(p.w)) return "its coordinates have 32 bits";
+  if (p.batch >= kMaxCoordinate || p.cin() >= kMaxCoordinate || p.cout() >= kMaxCoordinate) {
+    return "its coordinates have 32 bits";
+  }
+  return nullptr;
+}
+
+void visit_thin(const Problem& problem, const DeviceLimits& device, const ThinVisitor& visit) {
+  Search{problem, device, visit}.run();
+}
+
+}  // namespace convt

@@ -1,0 +1,10 @@
+// thin, bfloat16: one product per term, sums in fp32, rounded once.
+#include "convt/device/thin.cuh"
+
+namespace convt {
+
+cudaError_t launch_thin_bf16(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream) {
+  return thin::launch_for<__nv_bfloat16>(problem, launch, stream);
+}
+
+}  // namespace convt

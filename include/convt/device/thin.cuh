@@ -1,0 +1,799 @@
+// thin: few output channels per group, or few input channels. The products of all taps along W are rows of
+// one matrix product, and outputs gather those of their taps.
+//
+// With the taps of a phase along H written as offsets from a point q (AxisTaps), rows m = (cout, phase along
+// H, kw) and columns = input pixels of a row,
+//
+//   products[m][q][iw] = sum over offsets, channels of  w[channel][cout][kh][kw] * x[channel][q + offset][iw]
+//   y[cout][o]         = bias[cout] + sum over taps of the phase of ow of  products[(cout, .., kw)][q][base -
+//   shift]
+//
+// The other kernels have one product for each phase, whose rows are output channels and whose depth runs over
+// all taps and channels: with few output channels its rows are mostly empty, and every pixel is read from
+// shared memory once for each tap. Here 3 output channels of a 4 x 4 filter with a stride of 2 fill 24 rows,
+// and a pixel is read twice, straight into the registers that the tensor cores read.
+//
+//   Multiply  a warp has 16 * kBlocks rows x 32 pixels of one input row. B fragments come from global memory
+//             without shared memory in between: 4 neighbours along W of NCHW are column `group` of four
+//             products, 16 bytes of channels of NHWC are depths of four steps. A fragments lie in shared
+//             memory, put there once by the thread block from the weight as it is: nothing is packed before.
+//   Gather    the products of a step lie in shared memory. Threads take output columns, add the products of
+//             their taps in a fixed order and write whole lines of the output, all phases.
+//   A thread block goes down a strip of columns. In one step it begins to read the next rows of the input,
+//   gathers the outputs of the rows before, and multiplies.
+//
+// Rows and columns outside the image are left out, not multiplied as zeros: non-finite values land where the
+// definition puts them (on tensor cores an infinite sum may show as NaN).
+#pragma once
+
+#include <algorithm>
+
+#include "convt/device/launch.cuh"
+#include "convt/device/mma.cuh"
+#include "convt/device/scalar.cuh"
+#include "convt/device/tf32.cuh"
+#include "convt/divisor.h"
+#include "convt/kernels.h"
+#include "convt/thin.h"
+
+namespace convt {
+namespace thin {
+
+template <typename T>
+inline constexpr int kStepChannels = 32 / static_cast<int>(sizeof(T));
+template <typename T>
+inline constexpr int kChunkChannels = kThinChunkSteps * kStepChannels<T>;
+
+template <typename T>
+struct Params {
+  const T* input;
+  const T* weight;
+  const T* bias;
+  T* output;
+  ActivationStrides input_stride, output_stride;
+  WeightStrides weight_stride;
+  int64_t bias_stride;
+
+  int batch, cin_per_group, cout_per_group;
+  int input_h, input_w, output_h, output_w;
+  int padding_w;
+  AxisTaps taps_h;
+  AxisPhases<int> phases_w;
+  Divisor<int> dilation_h;
+  Divisor<int> set_phases, kernel_w;  // what rows of a product count: cout, phase, kw
+
+  Divisor<int> cout_tiles, strips, segments, image_tiles;
+  Divisor<int> couts;
+  int images, chunks;
+  Divisor<int> cols, groups_w, warps_n;
+  int rows, threads;
+  Divisor<int> all_row_blocks, weight_shares;
+  int first_base_w, end_base_w, grid_h;
+  int origin_w, strip_step, strip_halo, segment_rows;
+  Divisor<int> stride_h;
+  // Threads side by side along the output, for shares of its channels, for lines.
+  Divisor<int> gather_columns, cout_parts;
+  int gather_lines;
+  int part_couts;
+  int most_taps;  // of a phase along W
+  // Floats from row to row of products, from output channel to output channel, from phase to phase along H,
+  // from point to point, and to the other half.
+  int pitch, cout_floats, phase_floats, point_floats, half_floats;
+  bool along_c, output_channels_last;
+  ThinShared shared;
+};
+
+// The thread block's share of the problem.
+struct Share {
+  int group, first_cout, couts, first_out_cout;
+  const float* bias;            // of its output channels
+  int first_ow, image_columns;  // outputs of a line: the first, and how many of an image
+  int image, images;
+  int first_col;               // input column of the strip's first pixel
+  int first_point, end_point;  // along H
+};
+
+template <typename T>
+__device__ inline Share locate(const Params<T>& p, int work) {
+  int rest = work;
+  const auto next = [&rest](const Divisor<int>& size) {
+    const auto result = size.divide(rest);
+    rest = result.quotient;
+    return result.remainder;
+  };
+  Share s;
+  s.first_cout = next(p.cout_tiles) * static_cast<int>(p.couts);
+  s.couts = min(static_cast<int>(p.couts), p.cout_per_group - s.first_cout);
+  const int strip = next(p.strips);
+  s.first_col = p.origin_w + strip * p.strip_step;
+  const int base_w = strip == 0 ? p.first_base_w : s.first_col + p.strip_halo;
+  const int end_base_w = strip + 1 == p.strips ? p.end_base_w : s.first_col + p.strip_step + p.strip_halo;
+  s.first_ow = max(base_w * p.phases_w.stride - p.padding_w, 0);
+  const int columns = min(end_base_w * p.phases_w.stride - p.padding_w, p.output_w) - s.first_ow;
+  s.image_columns = p.output_channels_last ? columns * p.couts : columns;
+  s.first_point = next(p.segments) * p.segment_rows;
+  s.end_point = min(s.first_point + p.segment_rows, p.grid_h);
+  s.image = next(p.image_tiles) * p.images;
+  s.images = min(p.images, p.batch - s.image);
+  s.group = rest;
+  s.first_out_cout = s.group * p.cout_per_group + s.first_cout;
+  return s;
+}
+
+// ---------------------------------------------------------------- multiply
+
+// A lane's input of a chunk, as it comes from memory.
+struct Words {
+  unsigned at[32];
+};
+
+// The channel, counted from the chunk's first, at depth `depth` of step `step`. Read along C, a lane's 16
+// bytes are depths of four steps.
+template <typename T, bool kAlongW>
+__device__ constexpr int channel_of(int step, int depth) {
+  constexpr int kPair = 4 / static_cast<int>(sizeof(T));  // channels of a register
+  if constexpr (kAlongW) return step * kStepChannels<T> + depth;
+  const int half = depth / (4 * kPair), member = depth / kPair % 4;
+  return half * (kChunkChannels<T> / 2) + member * 4 * kPair + step * kPair + depth % kPair;
+}
+
+// Registers b[half] of four products at step `step`.
+template <typename T, bool kAlongW>
+__device__ inline uint4 fragments_b(const Words& words, int step, int half) {
+  const unsigned (&w)[32] = words.at;
+  if constexpr (!kAlongW) {
+    const int at = half * 4 + step;
+    return make_uint4(w[at], w[8 + at], w[16 + at], w[24 + at]);
+  } else if constexpr (sizeof(T) == 4) {
+    const int at = (step * 2 + half) * 4;
+    return make_uint4(w[at], w[at + 1], w[at + 2], w[at + 3]);
+  } else {
+    // Four pixels of two neighbouring channels, turned.
+    const int at = (step * 2 + half) * 4;
+    return make_uint4(__byte_perm(w[at], w[at + 2], 0x5410), __byte_perm(w[at], w[at + 2], 0x7632),
+                      __byte_perm(w[at + 1], w[at + 3], 0x5410), __byte_perm(w[at + 1], w[at + 3], 0x7632));
+  }
+}
+
+// This lane's pixels of input row 0: neighbours 4 * group .. 4 * group + 3 of its warp's 32, of which only
+// the first is used where they are read at once. Pixels outside the strip's images stand for some pixel
+// inside: nobody reads their products.
+template <typename T>
+struct Pixels {
+  const T* at[4];
+};
+
+template <typename T, bool kAlongW>
+__device__ inline Pixels<T> locate_pixels(const Params<T>& p, const Share& share, int group_pixel) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const T* const first = p.input + share.image * p.input_stride.n +
+                         static_cast<int64_t>(share.group) * p.cin_per_group * p.input_stride.c;
+  Pixels<T> pixels;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const auto place = p.cols.divide(group_pixel + lane / 4 * 4 + j);
+    const int image = min(place.quotient, share.images - 1);
+    const int col = min(share.first_col + place.remainder, p.input_w - (kAlongW ? 4 : 1));
+    pixels.at[j] = first + image * p.input_stride.n + col * p.input_stride.w;
+  }
+  return pixels;
+}
+
+template <typename T>
+__device__ inline unsigned bits_of(T value) {
+  if constexpr (sizeof(T) == 4) {
+    return __float_as_uint(value);
+  } else {
+    return *reinterpret_cast<const unsigned short*>(&value);
+  }
+}
+
+// Reads the channels from first_channel on, `offset` elements after the pixels. Unless kWhole, channels past
+// the group's last are zero.
+template <typename T, bool kAlongW, bool kWhole>
+__device__ inline void read_channels(const Params<T>& p, const Pixels<T>& pixels, int64_t offset,
+                                     int first_channel, Words& words) {
+  const int member = static_cast<int>(threadIdx.x) % 4;
+  constexpr int kPair = 4 / static_cast<int>(sizeof(T));
+  unsigned (&w)[32] = words.at;
+  if constexpr (kAlongW) {
+    int channel = first_channel + member * kPair;
+    const T* at = pixels.at[0] + offset + channel * p.input_stride.c;
+    const int64_t step = 4 * kPair * p.input_stride.c;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int e = 0; e < kPair; ++e) {
+        const bool exists = kWhole || channel + e < p.cin_per_group;
+        const T* const of_channel = e == 0 ? at : at + p.input_stride.c;
+        if constexpr (sizeof(T) == 4) {
+          const uint4 x = exists ? __ldg(reinterpret_cast<const uint4*>(of_channel)) : uint4{0, 0, 0, 0};
+          w[4 * i] = x.x, w[4 * i + 1] = x.y, w[4 * i + 2] = x.z, w[4 * i + 3] = x.w;
+        } else {
+          const uint2 x = exists ? __ldg(reinterpret_cast<const uint2*>(of_channel)) : uint2{0, 0};
+          w[4 * i + 2 * e] = x.x, w[4 * i + 2 * e + 1] = x.y;
+        }
+      }
+      at += step;
+      channel += 4 * kPair;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const T* const pixel = pixels.at[j] + offset;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int channel = first_channel + channel_of<T, false>(0, half * 4 * kPair) + member * 4 * kPair;
+        const int to = (j * 2 + half) * 4;
+        if (p.along_c) {
+          const bool exists = kWhole || channel < p.cin_per_group;
+          const uint4 x = exists ? __ldg(reinterpret_cast<const uint4*>(pixel + channel)) : uint4{0, 0, 0, 0};
+          w[to] = x.x, w[to + 1] = x.y, w[to + 2] = x.z, w[to + 3] = x.w;
+        } else {
+#pragma unroll
+          for (int i = 0; i < 4 * kPair; ++i) {
+            const int c = channel + i;
+            const unsigned x =
+                kWhole || c < p.cin_per_group ? bits_of(__ldg(pixel + c * p.input_stride.c)) : 0;
+            w[to + i / kPair] = i % kPair == 0 ? x : w[to + i / kPair] | x << 16;
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T, bool kAlongW>
+__device__ inline void read_chunk(const Params<T>& p, const Pixels<T>& pixels, int64_t offset, int chunk,
+                                  Words& words) {
+  const int first_channel = chunk * kChunkChannels<T>;
+  if (first_channel + kChunkChannels<T> <= p.cin_per_group) {
+    read_channels<T, kAlongW, true>(p, pixels, offset, first_channel, words);
+  } else {
+    read_channels<T, kAlongW, false>(p, pixels, offset, first_channel, words);
+  }
+}
+
+template <int kBlocks>
+using Sums = float[kBlocks][4][4];
+
+template <int kBlocks>
+__device__ inline void clear(Sums<kBlocks>& sums) {
+#pragma unroll
+  for (int i = 0; i < kBlocks * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] = 0.0f;
+}
+
+// sums += a * b of one step for all blocks of rows and all four products.
+template <typename T, int kBlocks>
+__device__ inline void multiply_step(const FragmentA* weight, const uint4& b0, const uint4& b1,
+                                     Sums<kBlocks>& sums) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    const FragmentA a = weight[32 * i];
+    multiply_add<T>(sums[i][0], a, b0.x, b1.x);
+    multiply_add<T>(sums[i][1], a, b0.y, b1.y);
+    multiply_add<T>(sums[i][2], a, b0.z, b1.z);
+    multiply_add<T>(sums[i][3], a, b0.w, b1.w);
+  }
+}
+
+// Whether all numbers of a chunk of float32 can be rounded to TF32 by integer arithmetic, which makes
+// infinities of the largest and numbers of some NaNs.
+__device__ inline bool are_ordinary(const Words& words) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) largest = max_or_nan(largest, fabsf(__uint_as_float(words.at[i])));
+  return largest < kLeastAboveTf32;
+}
+
+// One or two parts of four numbers, as split_tf32, but with digits that tensor cores leave out.
+template <bool kOrdinary, int kParts>
+__device__ inline void split_words(const uint4& x, uint4 (&parts)[kParts]) {
+  if constexpr (!kOrdinary) {
+    split_tf32(x, parts);
+  } else {
+    constexpr unsigned kHalfOfLast = 1u << 12;
+    const uint4 first =
+        make_uint4(x.x + kHalfOfLast, x.y + kHalfOfLast, x.z + kHalfOfLast, x.w + kHalfOfLast);
+    if constexpr (kParts == 2) {
+      const auto second = [](unsigned bits, unsigned rounded) {
+        const float rest = __uint_as_float(bits) - __uint_as_float(rounded & 0xffffe000);
+        return __float_as_uint(kSecondPartScale * rest) + kHalfOfLast;
+      };
+      parts[1] =
+          make_uint4(second(x.x, first.x), second(x.y, first.y), second(x.z, first.z), second(x.w, first.w));
+    }
+    parts[0] = first;
+  }
+}
+
+template <typename T, bool kOrdinary, bool kAlongW, int kParts>
+__device__ inline void operands_b(const Words& words, int step, uint4 (&b0)[kParts], uint4 (&b1)[kParts]) {
+  const uint4 x0 = fragments_b<T, kAlongW>(words, step, 0), x1 = fragments_b<T, kAlongW>(words, step, 1);
+  if constexpr (sizeof(T) == 4) {
+    split_words<kOrdinary>(x0, b0);
+    split_words<kOrdinary>(x1, b1);
+  } else {
+    b0[0] = x0;
+    b1[0] = x1;
+  }
+}
+
+// `weight` is the lane's first fragment of the warp's rows at the chunk's first step; `part` fragments on
+// begin those of the next part, or of the next step.
+template <typename T, int kParts, int kBlocks, bool kAlongW, bool kOrdinary>
+__device__ inline void multiply_words(const Words& words, const FragmentA* weight, int part,
+                                      Sums<kBlocks>& sums) {
+  if constexpr (kParts == 1) {
+#pragma unroll
+    for (int step = 0; step < kThinChunkSteps; ++step) {
+      uint4 b0[1], b1[1];
+      operands_b<T, kOrdinary, kAlongW>(words, step, b0, b1);
+      multiply_step<T>(weight + step * part, b0[0], b1[0], sums);
+    }
+  } else {
+    // Tensor cores cut sums off where they add: the sums of a chunk begin at zero and are added to the others
+    // in float32. Products of a first and a second part, then those of first parts.
+    Sums<kBlocks> few;
+    clear<kBlocks>(few);
+#pragma unroll
+    for (int step = 0; step < kThinChunkSteps; ++step) {
+      uint4 b0[2], b1[2];
+      operands_b<T, kOrdinary, kAlongW>(words, step, b0, b1);
+      multiply_step<T>(weight + (2 * step + 1) * part, b0[0], b1[0], few);
+      multiply_step<T>(weight + 2 * step * part, b0[1], b1[1], few);
+    }
+#pragma unroll
+    for (int i = 0; i < kBlocks * 16; ++i) few[i / 16][i / 4 % 4][i % 4] *= 1 / kSecondPartScale;
+#pragma unroll
+    for (int step = 0; step < kThinChunkSteps; ++step) {
+      uint4 b0[1], b1[1];
+      operands_b<T, kOrdinary, kAlongW>(words, step, b0, b1);
+      multiply_step<T>(weight + 2 * step * part, b0[0], b1[0], few);
+    }
+#pragma unroll
+    for (int i = 0; i < kBlocks * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] += few[i / 16][i / 4 % 4][i % 4];
+  }
+}
+
+template <typename T, int kParts, int kBlocks, bool kAlongW>
+__device__ inline void multiply_chunk(const Words& words, const FragmentA* weight, int part,
+                                      Sums<kBlocks>& sums) {
+  if constexpr (sizeof(T) == 4) {
+    // Seldom; the lanes of a warp multiply together, so one test for all of them.
+    if (!__all_sync(~0u, are_ordinary(words))) {
+      return multiply_words<T, kParts, kBlocks, kAlongW, false>(words, weight, part, sums);
+    }
+  }
+  multiply_words<T, kParts, kBlocks, kAlongW, true>(words, weight, part, sums);
+}
+
+// Writes a warp's sums to shared memory. A lane has 8 neighbouring pixels of two rows of each block, four of
+// them in c[0] and c[2], four in c[1] and c[3].
+template <int kBlocks>
+__device__ inline void keep_products(const Sums<kBlocks>& sums, float* products, int pitch, int first_row,
+                                     int end_row) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first = first_row + lane / 4;
+  // Where rows begin 16 banks apart, or in the same, every other row writes its second half first.
+  const bool swap = (pitch & 7) == 0 && (lane / 4 & 1) != 0;
+  float* at = products + lane % 4 * 8 + first * pitch;
+  const int first_half = swap ? 4 : 0, second_half = 4 - first_half, step = 8 * pitch;
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool exists = first + 16 * i + 8 * half < end_row;
+      const float (&c)[4][4] = sums[i];
+      const int k = 2 * half;
+      const float4 low = make_float4(c[0][k], c[1][k], c[2][k], c[3][k]);
+      const float4 high = make_float4(c[0][k + 1], c[1][k + 1], c[2][k + 1], c[3][k + 1]);
+      if (exists) *reinterpret_cast<float4*>(at + first_half) = swap ? high : low;
+      if (exists) *reinterpret_cast<float4*>(at + second_half) = swap ? low : high;
+      at += step;
+    }
+  }
+}
+
+// Lays the weight of the share's output channels out as A fragments.
+template <typename T, int kParts, bool kAlongW>
+__device__ inline void stage_weight(const Params<T>& p, const Share& share, FragmentA* staged) {
+  constexpr int kPair = 4 / static_cast<int>(sizeof(T));
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const T* const first = p.weight +
+                         static_cast<int64_t>(share.group) * p.cin_per_group * p.weight_stride.cin +
+                         share.first_cout * p.weight_stride.cout;
+  const int steps = p.chunks * kThinChunkSteps;
+  // A warp takes a block of 16 rows at an offset, and every weight_shares-th of its channel steps.
+  int number = static_cast<int>(threadIdx.x) / 32;
+  for (int set = 0; set < p.taps_h.sets; ++set) {
+    const int end = p.taps_h.begin[set + 1] * p.all_row_blocks * p.weight_shares;
+    for (; number < end; number += p.threads / 32) {
+      const auto by_share = p.weight_shares.divide(number);
+      const auto place = p.all_row_blocks.divide(by_share.quotient);
+      const int offset = p.taps_h.offset[place.quotient];
+      const T* of_row[2];
+      bool exists[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const auto tap = p.kernel_w.divide(16 * place.remainder + 8 * half + lane / 4);
+        const auto cout = p.set_phases.divide(tap.quotient);
+        const int kh = p.taps_h.tap(set * p.set_phases + cout.remainder, offset, p.dilation_h);
+        exists[half] = cout.quotient < share.couts && kh >= 0;
+        of_row[half] = first + cout.quotient * p.weight_stride.cout + kh * p.weight_stride.kh +
+                       tap.remainder * p.weight_stride.kw;
+      }
+#pragma unroll 2
+      for (int step = by_share.remainder; step < steps; step += p.weight_shares) {
+        const int first_channel = step / kThinChunkSteps * kChunkChannels<T> +
+                                  channel_of<T, kAlongW>(step % kThinChunkSteps, lane % 4 * kPair);
+        unsigned a[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int i = 0; i < 2 * kPair; ++i) {
+          const int channel = first_channel + channel_of<T, kAlongW>(0, i / kPair * 4 * kPair) + i % kPair;
+          const int64_t at = channel * p.weight_stride.cin;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            if (exists[half] && channel < p.cin_per_group) {
+              a[i / kPair * 2 + half] |= bits_of(__ldg(of_row[half] + at)) << (16 * (i % kPair));
+            }
+          }
+        }
+        FragmentA parts[kParts] = {make_uint4(a[0], a[1], a[2], a[3])};
+        if constexpr (sizeof(T) == 4) split_tf32(make_uint4(a[0], a[1], a[2], a[3]), parts);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          staged[(((place.quotient * steps + step) * kParts + part) * p.all_row_blocks + place.remainder) *
+                     32 +
+                 lane] = parts[part];
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------- gather
+
+// Taps first, first + 1, ... of a phase whose inputs lie inside the image. `input` is what the first reads.
+struct InsideTaps {
+  int first, count, input;
+};
+
+__device__ inline InsideTaps clip_taps(int taps, int first_input, int shift_step, int inputs) {
+  InsideTaps inside = {0, taps, first_input};
+  while (inside.count > 0 && inside.input >= inputs) {
+    ++inside.first;
+    --inside.count;
+    inside.input -= shift_step;
+  }
+  while (inside.count > 0 && inside.input - (inside.count - 1) * shift_step < 0) --inside.count;
+  return inside;
+}
+
+// An output column of a thread.
+struct Column {
+  int products;  // of its first tap, in the first row of the products
+  int taps;
+  int cout;        // for channels_last, whose lines hold all output channels
+  int64_t output;  // of the first output channel of the tensor, in the first line
+};
+
+template <typename T>
+__device__ inline Column make_column(const Params<T>& p, const Share& share, int image, int index) {
+  Column column;
+  int ow = index;
+  column.cout = 0;
+  if (p.output_channels_last) {
+    const auto by_cout = p.couts.divide(index);
+    ow = by_cout.quotient;
+    column.cout = by_cout.remainder;
+  }
+  ow += share.first_ow;
+  const auto at = p.phases_w.stride.divide(ow + p.padding_w);
+  const Phase<int> phase = phase_of(p.phases_w, at.remainder);
+  const InsideTaps inside =
+      clip_taps(phase.taps, at.quotient - phase.first_shift, p.phases_w.shift_step, p.input_w);
+  column.taps = inside.count;
+  column.products = (phase.first_tap + inside.first * p.phases_w.tap_step) * p.pitch + image * p.cols +
+                    inside.input - share.first_col;
+  column.output = (share.image + image) * p.output_stride.n + ow * p.output_stride.w;
+  return column;
+}
+
+// The sum of the products of `taps` taps, at most kTaps, or any number where that is 0.
+template <int kTaps>
+__device__ inline float add_products(const float* first, int taps, int tap_floats) {
+  float sum = 0.0f;
+  if constexpr (kTaps > 0) {
+#pragma unroll
+    for (int j = 0; j < kTaps; ++j) {
+      if (j < taps) sum += first[j * tap_floats];
+    }
+  } else {
+#pragma unroll 4
+    for (int j = 0; j < taps; ++j) {
+      sum += *first;
+      first += tap_floats;
+    }
+  }
+  return sum;
+}
+
+// Writes the outputs of the points [begin, end) along H. `first_column` is the thread's first. kTaps is the
+// most taps of a phase along W, or 0 for any number.
+template <int kTaps, typename T>
+__device__ inline void gather(const Params<T>& p, const Share& share, const float* products,
+                              const Column& first_column, int begin, int end) {
+  const auto by_column = p.gather_columns.divide(static_cast<int>(threadIdx.x));
+  const auto by_part = p.cout_parts.divide(by_column.quotient);
+  if (by_part.quotient >= p.gather_lines) return;
+  // Lines above the output's first are skipped, and those below its last.
+  const int first_oh = begin * p.stride_h - p.taps_h.crop;
+  const int first_line = max(-first_oh, 0) + by_part.quotient;
+  const int end_line = min((end - begin) * p.stride_h, p.output_h - first_oh);
+  const auto at_line = p.stride_h.divide(first_line);
+  const int tap_floats = static_cast<int>(p.phases_w.tap_step) * p.pitch - p.phases_w.shift_step;
+  const int64_t cout_step = p.output_stride.c, line_step = p.gather_lines * p.output_stride.h;
+
+  Column column = first_column;
+  int image = 0, index = by_column.remainder;
+  while (true) {
+    while (index >= share.image_columns) {
+      index -= share.image_columns;
+      ++image;
+    }
+    if (image >= share.images) break;
+    if (index != by_column.remainder || image > 0) column = make_column(p, share, image, index);
+    int first_cout = column.cout, end_cout = column.cout + 1;
+    if (!p.output_channels_last) {
+      first_cout = by_part.remainder * p.part_couts;
+      end_cout = first_cout + p.part_couts;
+    }
+    end_cout = min(end_cout, share.couts);
+    if (first_cout < end_cout) {
+      T* of_line = p.output + column.output + (share.first_out_cout + first_cout) * cout_step +
+                   (first_oh + first_line) * p.output_stride.h;
+      const float* const of_column = products + column.products + first_cout * p.cout_floats;
+      int point = at_line.quotient, phase = at_line.remainder;
+      for (int line = first_line; line < end_line; line += p.gather_lines) {
+        const float* of_cout = of_column + point * p.point_floats + phase * p.phase_floats;
+        T* out = of_line;
+        int cout = first_cout;
+        // Four output channels at once, so that their reads overlap.
+        for (; cout + 4 <= end_cout; cout += 4) {
+          float sum[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            sum[i] = add_products<kTaps>(of_cout, column.taps, tap_floats) + share.bias[cout + i];
+            of_cout += p.cout_floats;
+          }
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            *out = narrow<T>(sum[i]);
+            out += cout_step;
+          }
+        }
+#pragma unroll 1
+        for (; cout < end_cout; ++cout) {
+          *out = narrow<T>(add_products<kTaps>(of_cout, column.taps, tap_floats) + share.bias[cout]);
+          of_cout += p.cout_floats;
+          out += cout_step;
+        }
+        of_line += line_step;
+        phase += p.gather_lines;
+        while (phase >= p.stride_h) {
+          phase -= p.stride_h;
+          ++point;
+        }
+      }
+    }
+    index += p.gather_columns;
+  }
+}
+
+// ---------------------------------------------------------------- kernel
+
+// Where a warp is in the depth of a product: an offset of the set, and a chunk of channels.
+struct Depth {
+  int offset, end_offset, chunk;
+
+  __device__ bool exists() const { return offset < end_offset; }
+};
+
+// The depth of a set for point `point`, whose offsets that leave the image are left out.
+template <typename T>
+__device__ inline Depth first_depth(const Params<T>& p, int set, int point) {
+  Depth depth = {p.taps_h.begin[set], p.taps_h.begin[set + 1], 0};
+  while (depth.exists() && point + p.taps_h.offset[depth.offset] < 0) ++depth.offset;
+  while (depth.exists() && point + p.taps_h.offset[depth.end_offset - 1] >= p.input_h) --depth.end_offset;
+  return depth;
+}
+
+template <typename T>
+__device__ inline void advance(const Params<T>& p, Depth& depth) {
+  if (++depth.chunk < p.chunks) return;
+  depth.chunk = 0;
+  ++depth.offset;
+}
+
+template <typename T, bool kAlongW>
+__device__ inline void read_depth(const Params<T>& p, const Pixels<T>& pixels, int point, const Depth& depth,
+                                  Words& words) {
+  const int64_t row = point + p.taps_h.offset[depth.offset];
+  read_chunk<T, kAlongW>(p, pixels, row * p.input_stride.h, depth.chunk, words);
+}
+
+template <typename T, int kParts, int kBlocks, bool kAlongW>
+__global__ void __launch_bounds__(thin_threads(kBlocks, kParts))
+    thin_kernel(const __grid_constant__ Params<T> p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  FragmentA* const weight = reinterpret_cast<FragmentA*>(shared);
+  float* products = reinterpret_cast<float*>(shared + p.shared.products_offset);
+  float* const bias = reinterpret_cast<float*>(shared + p.shared.bias_offset);
+  Share share = locate(p, static_cast<int>(blockIdx.x));
+  share.bias = bias;
+  const auto by_pixels = p.warps_n.divide(static_cast<int>(threadIdx.x) / 32);
+  const auto by_row = p.groups_w.divide(by_pixels.remainder);
+  const int first_block = by_pixels.quotient * kBlocks;
+  const int set_rows = share.couts * p.set_phases * p.kernel_w;
+  // Warps past the last pixel, or past the last row of the products, only gather.
+  const int group_pixel = by_row.remainder * kThinPixels;
+  const bool has_pixels = p.images > 1 ? group_pixel < share.images * p.cols
+                                       : group_pixel < p.cols && share.first_col + group_pixel < p.input_w;
+  const bool multiplies = has_pixels && 16 * first_block < set_rows;
+  const Pixels<T> pixels = locate_pixels<T, kAlongW>(p, share, group_pixel);
+  const Column column =
+      make_column(p, share, 0, p.gather_columns.divide(static_cast<int>(threadIdx.x)).remainder);
+  const int part = p.all_row_blocks * 32;
+  const FragmentA* const own_weight = weight + first_block * 32 + threadIdx.x % 32;
+  int half = 0;
+
+  Words words;
+  for (int first_point = share.first_point;; first_point += p.rows) {
+    const int point = first_point + by_row.quotient;
+    const bool active = multiplies && point < share.end_point;
+    Depth depth = {0, 0, 0};
+    if (active) depth = first_depth(p, 0, point);
+    if (depth.exists()) read_depth<T, kAlongW>(p, pixels, point, depth, words);
+    if (first_point == share.first_point) {
+      stage_weight<T, kParts, kAlongW>(p, share, weight);
+      for (int c = static_cast<int>(threadIdx.x); c < share.couts; c += p.threads) {
+        bias[c] = p.bias == nullptr ? 0.0f : widen(p.bias[(share.first_out_cout + c) * p.bias_stride]);
+      }
+      __syncthreads();
+    } else {
+      const float* const last = products + (half ^ 1) * p.half_floats;
+      const int begin = first_point - p.rows, end = min(first_point, share.end_point);
+      switch (p.most_taps) {
+        case 1:
+          gather<1>(p, share, last, column, begin, end);
+          break;
+        case 2:
+          gather<2>(p, share, last, column, begin, end);
+          break;
+        case 3:
+          gather<3>(p, share, last, column, begin, end);
+          break;
+        default:
+          gather<0>(p, share, last, column, begin, end);
+      }
+    }
+    if (first_point >= share.end_point) return;
+    if (active) {
+      float* of_set = products + half * p.half_floats + by_row.quotient * p.point_floats + group_pixel;
+      for (int set = 0; set < p.taps_h.sets; ++set) {
+        if (set > 0) {
+          depth = first_depth(p, set, point);
+          if (depth.exists()) read_depth<T, kAlongW>(p, pixels, point, depth, words);
+        }
+        Sums<kBlocks> sums;
+        clear<kBlocks>(sums);
+        while (depth.exists()) {
+          multiply_chunk<T, kParts, kBlocks, kAlongW>(
+              words, own_weight + (depth.offset * p.chunks + depth.chunk) * (kThinChunkSteps * kParts) * part,
+              part, sums);
+          advance(p, depth);
+          if (depth.exists()) read_depth<T, kAlongW>(p, pixels, point, depth, words);
+        }
+        keep_products<kBlocks>(sums, of_set, p.pitch, 16 * first_block, set_rows);
+        of_set += p.couts * p.set_phases * p.kernel_w * p.pitch;
+      }
+    }
+    half ^= 1;
+    __syncthreads();
+  }
+}
+
+// ---------------------------------------------------------------- launch
+
+template <typename T>
+Params<T> make_params(const Problem& problem, const ThinLaunch& launch) {
+  Params<T> p;
+  set_problem(p, problem);
+  p.weight = static_cast<const T*>(problem.weight);
+  p.weight_stride = problem.weight_stride;
+  p.padding_w = static_cast<int>(problem.w.padding);
+  p.taps_h = launch.taps_h;
+  p.phases_w = launch.phases_w;
+  p.dilation_h = launch.taps_h.dilation;
+  p.set_phases = launch.taps_h.set_size;
+  p.kernel_w = launch.phases_w.kernel;
+  p.cout_tiles = static_cast<int>(launch.cout_tiles);
+  p.strips = static_cast<int>(launch.strips);
+  p.segments = static_cast<int>(launch.segments);
+  p.image_tiles = static_cast<int>(launch.image_tiles);
+  p.couts = launch.couts;
+  p.images = launch.images;
+  p.chunks = launch.chunks;
+  p.cols = launch.cols;
+  p.groups_w = launch.groups_w;
+  p.warps_n = launch.groups_w * launch.rows;
+  p.rows = launch.rows;
+  p.threads = 32 * launch.warps();
+  p.all_row_blocks = launch.all_row_blocks();
+  const int weight_blocks = launch.taps_h.begin[launch.taps_h.sets] * launch.all_row_blocks();
+  p.weight_shares =
+      std::clamp(launch.warps() / std::max(weight_blocks, 1), 1, launch.chunks * kThinChunkSteps);
+  p.first_base_w = launch.first_base_w;
+  p.end_base_w = launch.first_base_w + launch.bases_w;
+  p.grid_h = launch.grid_h;
+  p.origin_w = launch.origin_w;
+  p.strip_step = launch.strip_step;
+  p.strip_halo = launch.strip_halo;
+  p.segment_rows = launch.segment_rows;
+  p.stride_h = launch.taps_h.stride;
+  p.gather_columns = launch.gather_columns;
+  const int gather_groups = p.threads / launch.gather_columns;
+  // Lines are points and phases along H; where they are fewer than the threads for them, output channels too.
+  const int lines = launch.rows * launch.taps_h.stride;
+  const int parts = problem.output_channels_last ? 1 : std::clamp(gather_groups / lines, 1, launch.couts);
+  p.part_couts = (launch.couts + parts - 1) / parts;
+  p.cout_parts = problem.output_channels_last ? 1 : (launch.couts + p.part_couts - 1) / p.part_couts;
+  p.gather_lines = gather_groups / p.cout_parts;
+  p.most_taps = most_taps(launch.phases_w);
+  p.pitch = launch.pitch;
+  const int set_floats = launch.set_rows() * launch.pitch;
+  const int phase_floats = static_cast<int>(launch.phases_w.kernel) * launch.pitch;
+  p.cout_floats = launch.taps_h.set_size * phase_floats;
+  p.phase_floats = launch.taps_h.sets == 1 ? phase_floats : set_floats;
+  p.point_floats = launch.taps_h.sets * set_floats;
+  p.half_floats = launch.rows * p.point_floats;
+  p.output_channels_last = problem.output_channels_last;
+  p.shared = thin_shared(launch);
+  return p;
+}
+
+template <typename T, int kParts, int kBlocks, bool kAlongW>
+cudaError_t launch_kernel(const Params<T>& p, const ThinLaunch& launch, cudaStream_t stream) {
+  auto* kernel = thin_kernel<T, kParts, kBlocks, kAlongW>;
+  const cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
+  if (error != cudaSuccess) return error;
+  kernel<<<static_cast<unsigned>(launch.blocks()), p.threads, launch.shared_bytes, stream>>>(p);
+  return cudaGetLastError();
+}
+
+// Calls the instantiation for launch.row_blocks.
+template <typename T, int kParts = 1, int kIndex = 0>
+cudaError_t launch_for(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream) {
+  if constexpr (kIndex < static_cast<int>(sizeof(kThinRowBlocks) / sizeof(kThinRowBlocks[0]))) {
+    constexpr int kBlocks = kThinRowBlocks[kIndex];
+    if constexpr (thin_takes(kBlocks, kParts)) {
+      if (launch.row_blocks == kBlocks) {
+        Params<T> p = make_params<T>(problem, launch);
+        // The plan knows sizes and strides; the address may allow less.
+        const auto aligned = [&p](size_t bytes) { return reinterpret_cast<uintptr_t>(p.input) % bytes == 0; };
+        p.along_c = launch.along_c && aligned(16);
+        if (launch.along_w && aligned(4 * sizeof(T))) {
+          return launch_kernel<T, kParts, kBlocks, true>(p, launch, stream);
+        }
+        return launch_kernel<T, kParts, kBlocks, false>(p, launch, stream);
+      }
+    }
+    return launch_for<T, kParts, kIndex + 1>(problem, launch, stream);
+  } else {
+    return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace thin
+}  // namespace convt

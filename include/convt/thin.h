@@ -1,0 +1,98 @@
+// What the plan and the `thin` kernel agree on: how the products of a tile are divided among warps, and the
+// launch parameters of one problem.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "convt/axis_taps.h"
+#include "convt/phases.h"
+
+namespace convt {
+
+// A warp multiplies `row_blocks` blocks of 16 rows by 32 pixels; the kernel is compiled for these.
+inline constexpr int kThinRowBlocks[] = {1, 2, 3, 4};
+inline constexpr int kThinPixels = 32;
+inline constexpr int kThinMaxWarps = 8;
+inline constexpr int kThinMaxWarpsM = 4;
+// Rows of a product.
+inline constexpr int kThinMaxRows = 256;
+// Sums of split operands are there twice.
+constexpr bool thin_takes(int row_blocks, int parts) { return parts == 1 || row_blocks <= 2; }
+// Threads that an SM must have registers for: more than a thread block has, so that several fit.
+constexpr int thin_threads(int row_blocks, int parts) {
+  return parts == 2 || row_blocks == 4 ? 256 : row_blocks == 3 ? 384 : 512;
+}
+// Channel steps that a warp reads at once: 128 bytes of every pixel.
+inline constexpr int kThinChunkSteps = 4;
+// Taps and strides along W.
+inline constexpr int kThinMaxSide = 64;
+
+// Along H, outputs are numbered by points q and phases (AxisTaps): all phases in one set where they see the
+// same inputs, else each in its own. A row of the product of a set is an output channel, a phase of the set
+// and a tap along W:
+//
+//   row = (cout * set_size + phase) * kernel_w + kw
+//
+// Its columns are the input pixels of a strip: `cols` neighbours of one row of an image, or whole rows of
+// `images` images side by side. Its depth runs over the set's offsets along H and the channels. A thread
+// block computes `couts` output channels and goes down the strip, `rows` points at a step.
+struct ThinLaunch {
+  int element_size = 2;  // of input, weight and output
+  int parts = 1;         // of an operand: two for IEEE float32 (convt/device/tf32.cuh)
+  int row_blocks = 1;    // of a warp
+  int warps_m = 1;       // warps along the rows of the product
+  int groups_w = 1;      // warps along a row of the strip
+  int rows = 1;          // points along H of a step; warps_m * groups_w * rows warps
+  int couts = 1;         // output channels of a thread block
+  int images = 1;        // side by side
+  int cols = 1;          // input columns of each
+  int chunks = 1;        // over the channels of a group
+  bool along_w = false;  // reads 4 neighbours along W at once; else
+  bool along_c = false;  // 16 bytes of channels at once; else element by element
+
+  AxisTaps taps_h;
+  int grid_h = 1;  // points along H
+  AxisPhases<int> phases_w;
+  int span_w = 0;        // largest shift along W
+  int first_base_w = 0;  // base of output 0
+  int bases_w = 1;       // bases that have at least one output
+
+  int origin_w = 0;      // first input column of the first strip
+  int strip_step = 1;    // columns from strip to strip
+  int strip_halo = 0;    // columns at the begin of a strip, but the first, that others also have
+  int segment_rows = 1;  // points along H of a thread block
+
+  // Thread blocks along each direction; their product is the grid.
+  int64_t cout_tiles = 1, strips = 1, segments = 1, image_tiles = 1, groups = 1;
+
+  int gather_columns = 1;  // threads side by side along a line of the output
+  int pitch = 1;           // floats from one row of products to the next
+  size_t shared_bytes = 0, shared_limit = 0;
+
+  int warps() const { return warps_m * groups_w * rows; }
+  int all_row_blocks() const { return row_blocks * warps_m; }
+  int set_rows() const { return couts * taps_h.set_size * static_cast<int>(phases_w.kernel); }
+  int64_t blocks() const { return cout_tiles * strips * segments * image_tiles * groups; }
+};
+
+// The thread block's shared memory, in bytes from its start:
+//
+//   weight     [offsets of all sets][chunk][step][part][block of 16 rows][lane] 16 bytes: A fragments
+//   products   [2][rows][sets][set_rows][pitch] float
+//   bias       [couts] float
+struct ThinShared {
+  size_t products_offset, bias_offset, bytes;
+};
+
+inline ThinShared thin_shared(const ThinLaunch& launch) {
+  ThinShared s;
+  s.products_offset = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) * launch.chunks *
+                      kThinChunkSteps * launch.parts * launch.all_row_blocks() * 512;
+  s.bias_offset = s.products_offset + 2 * static_cast<size_t>(launch.rows) * launch.taps_h.sets *
+                                          launch.set_rows() * launch.pitch * sizeof(float);
+  s.bytes = s.bias_offset + static_cast<size_t>(launch.couts) * sizeof(float);
+  return s;
+}
+
+}  // namespace convt
