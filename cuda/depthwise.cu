@@ -179,19 +179,25 @@ __device__ ColumnTaps<C> columns_of(const DepthwiseParams<T>& p, int first, int 
 
 // ---------------------------------------------------------------- sums
 
+// Sums of 16-bit types begin with the bias: added at the end, it would be widened for every output. Those of
+// float32 would lose digits to a large one.
+template <typename T>
+inline constexpr bool kBiasFirst = sizeof(T) == 2;
+
 // The sums of a thread: R rows of C columns, of V channels each. One of C and V is 1. The channels have X
 // inputs, one for each or one for all.
 template <typename T, int C, int V, int X, int R, bool kLong>
 class Sums {
  public:
-  __device__ void clear() {
+  __device__ void begin(const float (&bias)[V]) {
     products_ = 0;
 #pragma unroll
     for (int e = 0; e < C * V; ++e) {
 #pragma unroll
       for (int i = 0; i < R; ++i) {
-        sum_[e][i] = 0;
-        if constexpr (kLong) total_[e][i] = 0;
+        const float first = kBiasFirst<T> ? bias[V == 1 ? 0 : e] : 0.0f;
+        sum_[e][i] = kLong ? 0.0f : first;
+        if constexpr (kLong) total_[e][i] = first;
       }
     }
   }
@@ -335,16 +341,20 @@ class Sums {
   int products_;
 };
 
-// Adds the bias, rounds and stores. `output` is the first of C columns or V channels of row 0 of an image.
-template <typename T, int C, int V, int X, int R, bool kLong>
-__device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, X, R, kLong>& sums,
-                      const RowTaps& rows, int channel, T* output) {
-  constexpr int kElements = C * V;
-  float bias[V];
+// The bias of V neighbouring channels.
+template <int V, typename T>
+__device__ void read_bias(const DepthwiseParams<T>& p, int channel, float (&bias)[V]) {
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     bias[v] = p.bias == nullptr ? 0.0f : widen(__ldg(p.bias + (channel + v) * p.bias_stride));
   }
+}
+
+// Adds the bias, rounds and stores. `output` is the first of C columns or V channels of row 0 of an image.
+template <typename T, int C, int V, int X, int R, bool kLong>
+__device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, X, R, kLong>& sums,
+                      const RowTaps& rows, const float (&bias)[V], T* output) {
+  constexpr int kElements = C * V;
   const int row_distance = p.step_h * p.phases_h.stride;
   output += rows.output * p.output_stride.h;
 #pragma unroll
@@ -353,7 +363,7 @@ __device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, X, R, kLo
     T values[kElements];
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      values[e] = narrow<T>(sums.value(e, i) + bias[V == 1 ? 0 : e]);
+      values[e] = narrow<T>(kBiasFirst<T> ? sums.value(e, i) : sums.value(e, i) + bias[V == 1 ? 0 : e]);
     }
     if constexpr (kElements == 1) {
       *output = values[0];
@@ -397,16 +407,18 @@ __global__ void __launch_bounds__(kThreads, min_blocks(C * R * (kLong ? 2 : 1)))
     const T* image = p.input + n * p.input_stride.n + first_cin * p.input_stride.c;
     const T* filter = p.weight + first_cin * p.weight_stride.cin + group.remainder * p.weight_stride.cout;
     T* output = p.output + n * p.output_stride.n + channel * p.output_stride.c + column * p.output_stride.w;
+    float bias[1];
+    read_bias(p, channel, bias);
     for (int set = run * p.sets_per_thread; set < last_set; ++set) {
       const RowTaps rows = rows_of(p, residue, set, R);
-      sums.clear();
+      sums.begin(bias);
       if (rows.taps > 0) {
         for (int ci = 0; ci < p.cin_per_group; ++ci) {
           const GlobalWeights<T> weights{filter + ci * p.weight_stride.cin, weight_row, weight_column};
           sums.add_channel(p, image + ci * p.input_stride.c, weights, rows, columns);
         }
       }
-      store(p, sums, rows, channel, output);
+      store(p, sums, rows, bias, output);
     }
   }
 }
@@ -442,6 +454,8 @@ __global__ void __launch_bounds__(kThreads, min_blocks(V * R * (kLong ? 2 : 1)))
   const auto group = p.cout_per_group.divide(channel);
   const T* const image = p.input + n * p.input_stride.n + group.quotient * p.cin_per_group * p.input_stride.c;
   T* const output = p.output + n * p.output_stride.n + channel * p.output_stride.c;
+  float bias[V];
+  read_bias(p, channel, bias);
   int item = by_block.remainder * p.passes * p.items_at_once + by_lane.quotient;
   for (int pass = 0; pass < p.passes; ++pass, item += p.items_at_once) {
     if (item >= p.items) break;
@@ -458,14 +472,14 @@ __global__ void __launch_bounds__(kThreads, min_blocks(V * R * (kLong ? 2 : 1)))
     const RowTaps rows = rows_of(p, residue, set, R);
     const ColumnTaps<1> columns = columns_of<1>(p, column, p.pitch);
     Sums<T, 1, V, X, R, kLong> sums;
-    sums.clear();
+    sums.begin(bias);
     if (rows.taps > 0) {
       for (int ci = 0; ci < p.cin_per_group; ++ci) {
         const SharedWeights weights{filters + ci * p.taps * p.pitch + in_tile, p.kernel_w * p.pitch, p.pitch};
         sums.add_channel(p, image + ci * p.input_stride.c, weights, rows, columns);
       }
     }
-    store(p, sums, rows, channel, output + column * p.output_stride.w);
+    store(p, sums, rows, bias, output + column * p.output_stride.w);
   }
 }
 
