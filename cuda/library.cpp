@@ -400,7 +400,7 @@ bool is_set(const char* value) { return value != nullptr && *value != '\0' && st
 // made.
 Plan plan_for(const Problem& p, int device, const char* forced) {
   const DeviceLimits& limits = device_limits(device);
-  // All that make_plan reads. An entry is some 2 KB; a model has tens of layers, a thread a few
+  // All that make_plan reads. An entry is some 5 KB; a model has tens of layers, a thread a few
   // models.
   using Key = std::array<int64_t, 24>;
   struct Hash {

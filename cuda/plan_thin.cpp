@@ -25,15 +25,17 @@ struct Search {
     return static_cast<int>(round_up(columns - shift, 32)) + shift;
   }
 
-  // Registers of a thread: what the compiler takes, or its bound (kernel in convt/device/thin.cuh).
-  static int registers(const ThinLaunch& t) {
+  // Registers of a thread: what the compiler takes, or its bound.
+  int registers(const ThinLaunch& t) const {
     if (t.parts == 2) return t.row_blocks == 1 ? 208 : 248;
-    return t.row_blocks <= 2 ? 128 : t.row_blocks == 3 ? 168 : 208;
+    if (t.row_blocks == 4) return 208;
+    const int bound = 65536 / thin_threads(t.row_blocks, t.parts, device.compute_capability) / 8 * 8;
+    return std::min(bound, 208);
   }
 
-  // Counts of what the kernel's loops do, with weights fitted to some 6,000 timed launches of 19 problems on an
-  // H100. Over those the choice takes 1.05 times the best candidate's time in float16 on average, 1.07 in TF32,
-  // 1.03 in IEEE.
+  // Counts of what the kernel's loops do, with weights fitted to some 6,000 timed launches of 19 problems on
+  // an H100. Over those the choice takes 1.05 times the best candidate's time in float16 on average, 1.07 in
+  // TF32, 1.03 in IEEE.
   double cycles(const ThinLaunch& t) const {
     const double blocks = static_cast<double>(t.blocks()), sms = device.sm_count;
     const int64_t by_shared =

@@ -19,9 +19,12 @@ inline constexpr int kThinMaxWarpsM = 4;
 inline constexpr int kThinMaxRows = 256;
 // Sums of split operands are there twice.
 constexpr bool thin_takes(int row_blocks, int parts) { return parts == 1 || row_blocks <= 2; }
-// Threads that an SM must have registers for: more than a thread block has, so that several fit.
-constexpr int thin_threads(int row_blocks, int parts) {
-  return parts == 2 || row_blocks == 4 ? 256 : row_blocks == 3 ? 384 : 512;
+// Threads that an SM must have registers for: more than a thread block has, so that several fit. As many as
+// the compiler manages without spills, which depends on what it compiles for.
+constexpr int thin_threads(int row_blocks, int parts, int compute_capability) {
+  if (parts == 2 || row_blocks == 4) return 256;
+  if (row_blocks == 3) return 384;
+  return compute_capability == 90 ? 512 : compute_capability < 90 ? 384 : 256;
 }
 // Channel steps that a warp reads at once: 128 bytes of every pixel.
 inline constexpr int kThinChunkSteps = 4;

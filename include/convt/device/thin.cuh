@@ -623,8 +623,14 @@ __device__ inline void read_depth(const Params<T>& p, const Pixels<T>& pixels, i
   read_chunk<T, kAlongW>(p, pixels, row * p.input_stride.h, depth.chunk, words);
 }
 
+#if defined(__CUDA_ARCH__)
+inline constexpr int kComputeCapability = __CUDA_ARCH__ / 10;
+#else
+inline constexpr int kComputeCapability = 0;
+#endif
+
 template <typename T, int kParts, int kBlocks, bool kAlongW>
-__global__ void __launch_bounds__(thin_threads(kBlocks, kParts))
+__global__ void __launch_bounds__(thin_threads(kBlocks, kParts, kComputeCapability))
     thin_kernel(const __grid_constant__ Params<T> p) {
   extern __shared__ __align__(16) unsigned char shared[];
   FragmentA* const weight = reinterpret_cast<FragmentA*>(shared);
