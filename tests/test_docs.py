@@ -25,9 +25,9 @@ def test_docstring_examples() -> None:
 import doctest
 import sys
 import convt_ext
-from convt_ext import _library, functional, modules
+from convt_ext import _library, conversion, functional, modules
 
-results = [doctest.testmod(module) for module in (convt_ext, _library, functional, modules)]
+results = [doctest.testmod(module) for module in (convt_ext, _library, conversion, functional, modules)]
 assert sum(result.attempted for result in results) >= 10, results
 sys.exit(sum(result.failed for result in results))
 """

@@ -9,6 +9,7 @@ from ._library import library_path, load_library
 load_library()
 
 from . import _registration as _registration  # noqa: E402  (needs the library; registers when imported)
+from .conversion import ConversionReport, conversion_report, convert  # noqa: E402
 from .functional import conv_transpose1d, conv_transpose2d, plan  # noqa: E402
 from .modules import ConvTranspose1d, ConvTranspose2d  # noqa: E402
 
@@ -16,9 +17,12 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
+    "ConversionReport",
     "__version__",
     "conv_transpose1d",
     "conv_transpose2d",
+    "conversion_report",
+    "convert",
     "library_path",
     "plan",
 ]

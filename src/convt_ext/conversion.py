@@ -1,0 +1,197 @@
+"""Replacing the transposed convolutions of a model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from .modules import ConvTranspose1d, ConvTranspose2d
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_LOGGER = logging.getLogger("convt_ext")
+_REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ConvTranspose1d: ConvTranspose1d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+}
+_NORMALIZATIONS: dict[type[nn.Module], type[nn.Module]] = {
+    ConvTranspose1d: nn.BatchNorm1d,
+    ConvTranspose2d: nn.BatchNorm2d,
+}
+_KINDS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass
+class ConversionReport:
+    """What :func:`convert` did to a model, by the names of its modules. The root's is ``""``."""
+
+    replaced: list[str] = field(default_factory=list)
+    #: Batch normalizations that are part of a transposed convolution now: their names, and its.
+    folded: dict[str, str] = field(default_factory=dict)
+    #: What stays as it was although it is, or follows, a transposed convolution; and why.
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        def named(name: str) -> str:
+            return name or "the model itself"
+
+        lines = [f"{len(self.replaced)} replaced: {', '.join(map(named, self.replaced)) or '-'}"]
+        lines += [f"{named(norm)} folded into {named(conv)}" for norm, conv in self.folded.items()]
+        lines += [f"{named(name)} left: {reason}" for name, reason in self.left.items()]
+        return "\n".join(lines)
+
+
+def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
+    """Replaces every transposed convolution of a model in one and two dimensions by this package's.
+
+    What is replaced keeps its parameters, ``state_dict`` keys, hooks, mode, device and dtype: it is the same module of
+    another class. Modules of a subclass, parametrized, lazy or scripted ones and those in three dimensions stay as they
+    are; :func:`conversion_report` names them, and so does the logger ``convt_ext`` at level INFO.
+
+    With `fuse`, a batch normalization right behind a transposed convolution in a :class:`torch.nn.Sequential` is folded
+    into it, and an :class:`torch.nn.Identity` takes its place, if both are in eval mode, called from there alone and
+    without hooks. Their weights are then new
+    parameters, and the normalization's entries of the ``state_dict`` are gone.
+
+    Args:
+        model: any module, a transposed convolution itself included.
+        inplace: change `model`, rather than a copy that shares its parameters and buffers.
+        fuse: fold batch normalizations.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        TypeError: `model` is no module.
+
+    Example:
+        >>> import torch, convt_ext
+        >>> model = torch.nn.Sequential(torch.nn.ConvTranspose2d(8, 4, 4, 2, 1), torch.nn.ReLU())
+        >>> print(convt_ext.conversion_report(convt_ext.convert(model)))
+        1 replaced: 0
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not inplace:
+        model = _copy_sharing_tensors(model)
+    report = ConversionReport()
+    for name, module in model.named_modules():
+        replacement = _REPLACEMENTS.get(type(module))
+        if replacement is not None:
+            # The same module of another class: whatever hangs on it stays.
+            module.__class__ = replacement
+            report.replaced.append(name)
+        elif (reason := _reason_to_leave(module)) is not None:
+            report.left[name] = reason
+    if fuse:
+        _fold_normalizations(model, report)
+    model._convt_report = report  # type: ignore[assignment]
+    _LOGGER.info("convert: %s", report)
+    return model
+
+
+def conversion_report(model: nn.Module) -> ConversionReport:
+    """What :func:`convert` did when it returned `model`.
+
+    Raises:
+        ValueError: `model` does not come from :func:`convert`.
+    """
+    report = getattr(model, "_convt_report", None)
+    if not isinstance(report, ConversionReport):
+        raise ValueError("model must be what convt_ext.convert returned")
+    return report
+
+
+def _copy_sharing_tensors(model: Model) -> Model:
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        # weight_norm keeps the weight that it computes as an attribute, which cannot be copied.
+        attributes = (value for value in vars(module).values() if isinstance(value, Tensor))
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *attributes):
+            memo[id(tensor)] = tensor
+    return copy.deepcopy(model, memo)
+
+
+def _reason_to_leave(module: nn.Module) -> str | None:
+    """Why a transposed convolution cannot be replaced; None for what is none, or is this package's."""
+    if isinstance(module, torch.jit.ScriptModule):
+        scripted = {kind.__name__ for kind in _KINDS}
+        name = getattr(module, "original_name", "")
+        return "it is TorchScript: convert the model before scripting it" if name in scripted else None
+    if not isinstance(module, _KINDS) or isinstance(module, tuple(_REPLACEMENTS.values())):
+        return None
+    if isinstance(module, LazyModuleMixin):
+        return "it is lazy: run the model once, then convert it"
+    if parametrize.is_parametrized(module):
+        return "it is parametrized: remove the parametrizations first"
+    if isinstance(module, nn.ConvTranspose3d):
+        return "it has three dimensions"
+    return f"it is of a subclass, {type(module).__qualname__}"
+
+
+def _fold_normalizations(model: nn.Module, report: ConversionReport) -> None:
+    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for name, sequence in list(model.named_modules()):
+        if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
+            continue
+        # In the order of calls: named_children leaves out what comes again.
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(sequence._modules.items())):
+            if conv is None or norm is None:
+                continue
+            if type(norm) is not _NORMALIZATIONS.get(type(conv)) or conv.training or norm.training:
+                continue
+            full_name, full_conv_name = (".".join(filter(None, (name, child))) for child in (norm_name, conv_name))
+            assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+            assert isinstance(conv, (nn.ConvTranspose1d, nn.ConvTranspose2d))
+            if (reason := _reason_not_to_fold(conv, norm, uses)) is not None:
+                report.left[full_name] = reason
+                continue
+            _fold(conv, norm)
+            setattr(sequence, norm_name, nn.Identity().eval())
+            report.folded[full_name] = full_conv_name
+
+
+def _reason_not_to_fold(
+    conv: nn.ConvTranspose1d | nn.ConvTranspose2d, norm: nn.BatchNorm1d | nn.BatchNorm2d, uses: Counter[int]
+) -> str | None:
+    if norm.running_mean is None or norm.running_var is None:
+        return "it has no running statistics"
+    if norm.num_features != conv.out_channels:
+        return f"it has {norm.num_features} features, the transposed convolution {conv.out_channels} channels"
+    for module, what in ((conv, "the transposed convolution before it"), (norm, "it")):
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if any(getattr(module, hook) for hook in hooks):
+            return f"{what} has hooks"
+        if uses[id(module)] > 1:
+            return f"{what} is used more than once"
+    return None
+
+
+@torch.no_grad()
+def _fold(conv: nn.ConvTranspose1d | nn.ConvTranspose2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    """Makes the normalization's scale and shift part of the weight [Cin, Cout/groups, ...] and the bias."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight = conv.weight.double()
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    grouped = weight.reshape(conv.groups, -1, *weight.shape[1:])
+    scaled = grouped * scale.reshape(conv.groups, 1, -1, *[1] * (weight.dim() - 2))
+    needs_grad = conv.weight.requires_grad
+    conv.weight = nn.Parameter(scaled.reshape(weight.shape).to(conv.weight), requires_grad=needs_grad)
+    conv.bias = nn.Parameter(shift.to(conv.weight), requires_grad=needs_grad)

@@ -1,0 +1,237 @@
+"""convt_ext.convert: what it replaces, what it keeps, what it leaves, and that the results stay."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import convt_ext
+
+
+class Subclass(nn.ConvTranspose2d):
+    pass
+
+
+class UNet(nn.Module):
+    """Modules by attribute, a skip connection, and one transposed convolution used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.ModuleDict({"up": self.up, "image": nn.ConvTranspose2d(8, 3, 3, padding=1, bias=False)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.up(self.down(x)))
+        return self.last["image"](self.last["up"](torch.relu(y))[..., ::2, ::2]) + x
+
+
+def dcgan() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(nn.ConvTranspose2d(16, 12, 4, bias=False), nn.BatchNorm2d(12), nn.ReLU()),
+        nn.Sequential(nn.ConvTranspose2d(12, 8, 4, 2, 1, groups=4), nn.BatchNorm2d(8, affine=False), nn.ReLU()),
+        nn.Sequential(nn.ConvTranspose2d(8, 3, 4, 2, 1), nn.Tanh()),
+    )
+
+
+def vocoder() -> nn.Sequential:
+    return nn.Sequential(
+        nn.utils.weight_norm(nn.ConvTranspose1d(16, 8, 8, 4, 2)),
+        nn.LeakyReLU(0.1),
+        nn.ConvTranspose1d(8, 4, 4, 2, 1, groups=2),
+        nn.BatchNorm1d(4),
+    )
+
+
+MODELS: dict[str, tuple[Any, tuple[int, ...], list[str]]] = {
+    "unet": (UNet, (2, 3, 8, 8), ["up", "last.image"]),
+    "dcgan": (dcgan, (2, 16, 1, 1), ["0.0", "1.0", "2.0"]),
+    "vocoder": (vocoder, (2, 16, 10), ["0", "2"]),
+    "the layer itself": (lambda: nn.ConvTranspose2d(4, 3, 3), (1, 4, 5, 5), [""]),
+}
+models = pytest.mark.parametrize(("make", "shape", "names"), MODELS.values(), ids=MODELS)
+
+
+def made(make: Any) -> nn.Module:
+    """A model whose normalizations have seen something."""
+    torch.manual_seed(0)
+    model = make()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return model
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@models
+@pytest.mark.parametrize("inplace", [False, True])
+def test_every_layer_is_replaced(make: Any, shape: tuple[int, ...], names: list[str], inplace: bool) -> None:
+    model = made(make).train()
+    before, x = model.state_dict(keep_vars=True), torch.randn(shape)
+    expected = copy.deepcopy(model)(x) if make is not vocoder else model(x)
+    converted = convt_ext.convert(model, inplace=inplace)
+    assert (converted is model) == inplace
+    assert convt_ext.conversion_report(converted).replaced == names
+    for name, module in converted.named_modules():
+        ours = isinstance(module, (convt_ext.ConvTranspose1d, convt_ext.ConvTranspose2d))
+        assert ours == (name in names or (name == "last.up" and "up" in names))
+        assert module.training
+    after = converted.state_dict(keep_vars=True)
+    assert list(after) == list(before)
+    assert all(after[key] is before[key] for key in before), "tensors are shared, not copied"
+    if not inplace:
+        assert not any(isinstance(m, (convt_ext.ConvTranspose1d, convt_ext.ConvTranspose2d)) for m in model.modules())
+    assert_close(converted(x), expected)
+
+
+@models
+def test_results_in_eval_mode(make: Any, shape: tuple[int, ...], names: list[str]) -> None:
+    model, x = made(make).eval(), torch.randn(shape)
+    for fuse in (False, True):
+        converted = convt_ext.convert(model, fuse=fuse)
+        assert not any(module.training for module in converted.modules())
+        assert_close(converted(x), model(x))
+        assert bool(convt_ext.conversion_report(converted).folded) == (fuse and make in (dcgan, vocoder))
+
+
+def test_normalizations_are_folded() -> None:
+    model = made(dcgan).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    converted = convt_ext.convert(model)
+    report = convt_ext.conversion_report(converted)
+    assert report.folded == {"0.1": "0.0", "1.1": "1.0"}
+    assert report.left == {}
+    assert [type(converted.get_submodule(name)) for name in report.folded] == [nn.Identity] * 2
+    assert converted.get_submodule("0.0").bias is not None
+    # The model that was converted is as before.
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    x = torch.randn(2, 16, 1, 1)
+    converted(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in converted.parameters())
+
+
+def with_hook(model: nn.Sequential) -> nn.Sequential:
+    model[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    return model
+
+
+def twice(first: nn.Module, second: nn.Module) -> nn.Sequential:
+    """Called in the order first, second, first, normalization: the second is not before the normalization."""
+    return nn.Sequential(first, second, first, nn.BatchNorm2d(4))
+
+
+def layer(channels: int = 4) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(4, channels, 3)
+
+
+shared = nn.BatchNorm2d(4)
+NOT_FOLDED = {
+    "statistics": (lambda: nn.Sequential(layer(), nn.BatchNorm2d(4, track_running_stats=False)), "no running statis"),
+    "hooks": (lambda: with_hook(nn.Sequential(layer(), nn.BatchNorm2d(4))), "it has hooks"),
+    "shared": (lambda: nn.Sequential(layer(), shared, layer(), shared), "it is used more than once"),
+    "shared layer": (lambda: twice(layer(), layer()), "the transposed convolution before it is used more than once"),
+    "features": (lambda: nn.Sequential(layer(), nn.BatchNorm2d(5)), "it has 5 features"),
+    "training": (lambda: nn.Sequential(layer(), nn.BatchNorm2d(4).train()), None),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), NOT_FOLDED.values(), ids=NOT_FOLDED)
+def test_normalizations_that_stay(make: Any, reason: str | None) -> None:
+    model = make().eval()
+    if reason is None:
+        model[1].train()
+    converted = convt_ext.convert(model)
+    report = convt_ext.conversion_report(converted)
+    assert report.folded == {}
+    assert any(isinstance(module, nn.BatchNorm2d) for module in converted)
+    assert (reason is None) == (not report.left)
+    assert all(reason is not None and reason in text for text in report.left.values())
+
+
+LEFT = {
+    "subclass": (lambda: Subclass(4, 3, 3), "it is of a subclass, Subclass"),
+    "lazy": (lambda: nn.LazyConvTranspose2d(3, 3), "it is lazy: run the model once, then convert it"),
+    "parametrized": (
+        lambda: parametrizations.weight_norm(layer()),
+        "it is parametrized: remove the parametrizations first",
+    ),
+    "scripted": (
+        lambda: torch.jit.script(layer()),
+        "it is TorchScript: convert the model before scripting it",
+    ),
+    "3d": (lambda: nn.ConvTranspose3d(4, 3, 3), "it has three dimensions"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), LEFT.values(), ids=LEFT)
+def test_what_is_left_is_named(make: Any, reason: str) -> None:
+    model = nn.Sequential(make(), layer())
+    converted = convt_ext.convert(model, inplace=True)
+    report = convt_ext.conversion_report(converted)
+    assert report.left == {"0": reason}
+    assert report.replaced == ["1"]
+    assert str(report) == f"1 replaced: 1\n0 left: {reason}"
+
+
+def test_hooks_and_attributes_stay() -> None:
+    model = nn.Sequential(layer().half().to(memory_format=torch.channels_last))
+    model[0].register_forward_hook(lambda module, inputs, output: output * 0)
+    model[0].note = "mine"
+    model[0].weight.requires_grad_(False)
+    converted = convt_ext.convert(model)
+    assert converted[0].note == "mine"
+    assert converted[0].weight is model[0].weight
+    assert not converted[0].weight.requires_grad
+    assert not converted(torch.randn(1, 4, 5, 5).half()).any()
+
+
+def test_again_changes_nothing() -> None:
+    once = convt_ext.convert(made(dcgan).eval())
+    twice = convt_ext.convert(once)
+    report = convt_ext.conversion_report(twice)
+    assert (report.replaced, report.folded, report.left) == ([], {}, {})
+    assert str(report) == "0 replaced: -"
+
+
+def test_a_converted_model_is_saved_scripted_and_exported() -> None:
+    model, x = convt_ext.convert(made(dcgan).eval()), torch.randn(2, 16, 1, 1)
+    expected = model(x)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert_close(torch.load(buffer, weights_only=False)(x), expected)
+    scripted = torch.jit.script(model)
+    assert "convt::conv_transpose2d" in str(scripted.inlined_graph)
+    assert_close(scripted(x), expected)
+    exported = torch.export.export(model, (x,)).module()
+    assert_close(exported(x), expected)
+
+
+def test_the_report_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="convt_ext"):
+        convt_ext.convert(nn.Sequential(layer()))
+    assert caplog.messages == ["convert: 1 replaced: 0"]
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
+        convt_ext.convert([])  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=r"model must be what convt_ext\.convert returned"):
+        convt_ext.conversion_report(nn.ReLU())
