@@ -28,9 +28,7 @@ struct Search {
   // Registers of a thread: what the compiler takes, or its bound.
   int registers(const ThinLaunch& t) const {
     if (t.parts == 2) return t.row_blocks == 1 ? 208 : 248;
-    if (t.row_blocks == 4) return 208;
-    const int bound = 65536 / thin_threads(t.row_blocks, t.parts, device.compute_capability) / 8 * 8;
-    return std::min(bound, 208);
+    return std::min(65536 / thin_threads(t.parts, device.compute_capability) / 8 * 8, 208);
   }
 
   // Counts of what the kernel's loops do, with weights fitted to some 6,000 timed launches of 19 problems on
@@ -197,7 +195,6 @@ struct Search {
       launch.cout_tiles = ceil_div(problem.cout_per_group, couts);
       const int blocks = static_cast<int>(ceil_div(couts * cout_rows, 16));
       for (const int row_blocks : kThinRowBlocks) {
-        if (!thin_takes(row_blocks, launch.parts)) continue;
         launch.row_blocks = row_blocks;
         launch.warps_m = static_cast<int>(ceil_div(blocks, row_blocks));
         if (launch.warps_m > kThinMaxWarpsM) continue;

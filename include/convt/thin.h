@@ -10,20 +10,19 @@
 
 namespace convt {
 
-// A warp multiplies `row_blocks` blocks of 16 rows by 32 pixels; the kernel is compiled for these.
-inline constexpr int kThinRowBlocks[] = {1, 2, 3, 4};
+// A warp multiplies `row_blocks` blocks of 16 rows by 32 pixels; the kernel is compiled for these. More
+// blocks leave too few warps to hide the reads of the input.
+inline constexpr int kThinRowBlocks[] = {1, 2};
+inline constexpr int kThinMostRowBlocks = 2;
 inline constexpr int kThinPixels = 32;
 inline constexpr int kThinMaxWarps = 8;
 inline constexpr int kThinMaxWarpsM = 4;
 // Rows of a product.
-inline constexpr int kThinMaxRows = 256;
-// Sums of split operands are there twice.
-constexpr bool thin_takes(int row_blocks, int parts) { return parts == 1 || row_blocks <= 2; }
+inline constexpr int kThinMaxRows = 16 * kThinMostRowBlocks * kThinMaxWarpsM;
 // Threads that an SM must have registers for: more than a thread block has, so that several fit. As many as
 // the compiler manages without spills, which depends on what it compiles for.
-constexpr int thin_threads(int row_blocks, int parts, int compute_capability) {
-  if (parts == 2 || row_blocks == 4) return 256;
-  if (row_blocks == 3) return 384;
+constexpr int thin_threads(int parts, int compute_capability) {
+  if (parts == 2) return 256;
   return compute_capability == 90 ? 512 : compute_capability < 90 ? 384 : 256;
 }
 // Channel steps that a warp reads at once: 128 bytes of every pixel.

@@ -308,8 +308,7 @@ void check_thin(const Problem& p, const convt::ThinLaunch& launch, const DeviceL
   CHECK(launch.groups == p.groups && launch.blocks() <= 2147483647, context);
   CHECK(16 * launch.all_row_blocks() >= launch.set_rows(), context);
   CHECK(launch.set_rows() <= convt::kThinMaxRows && launch.warps_m <= convt::kThinMaxWarpsM, context);
-  CHECK(launch.warps() <= convt::kThinMaxWarps && convt::thin_takes(launch.row_blocks, launch.parts),
-        context);
+  CHECK(launch.warps() <= convt::kThinMaxWarps && launch.row_blocks <= convt::kThinMostRowBlocks, context);
   const int64_t chunk_channels = convt::kThinChunkSteps * (32 / launch.element_size);
   covers(launch.chunks, chunk_channels, p.cin_per_group);
   const bool splits = p.dtype == DType::kFloat32 && p.float32_precision == convt::Float32Precision::kIeee;

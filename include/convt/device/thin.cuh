@@ -630,7 +630,7 @@ inline constexpr int kComputeCapability = 0;
 #endif
 
 template <typename T, int kParts, int kBlocks, bool kAlongW>
-__global__ void __launch_bounds__(thin_threads(kBlocks, kParts, kComputeCapability))
+__global__ void __launch_bounds__(thin_threads(kParts, kComputeCapability))
     thin_kernel(const __grid_constant__ Params<T> p) {
   extern __shared__ __align__(16) unsigned char shared[];
   FragmentA* const weight = reinterpret_cast<FragmentA*>(shared);
@@ -783,19 +783,15 @@ template <typename T, int kParts = 1, int kIndex = 0>
 cudaError_t launch_for(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream) {
   if constexpr (kIndex < static_cast<int>(sizeof(kThinRowBlocks) / sizeof(kThinRowBlocks[0]))) {
     constexpr int kBlocks = kThinRowBlocks[kIndex];
-    if constexpr (thin_takes(kBlocks, kParts)) {
-      if (launch.row_blocks == kBlocks) {
-        Params<T> p = make_params<T>(problem, launch);
-        // The plan knows sizes and strides; the address may allow less.
-        const auto aligned = [&p](size_t bytes) { return reinterpret_cast<uintptr_t>(p.input) % bytes == 0; };
-        p.along_c = launch.along_c && aligned(16);
-        if (launch.along_w && aligned(4 * sizeof(T))) {
-          return launch_kernel<T, kParts, kBlocks, true>(p, launch, stream);
-        }
-        return launch_kernel<T, kParts, kBlocks, false>(p, launch, stream);
-      }
+    if (launch.row_blocks != kBlocks) return launch_for<T, kParts, kIndex + 1>(problem, launch, stream);
+    Params<T> p = make_params<T>(problem, launch);
+    // The plan knows sizes and strides; the address may allow less.
+    const auto aligned = [&p](size_t bytes) { return reinterpret_cast<uintptr_t>(p.input) % bytes == 0; };
+    p.along_c = launch.along_c && aligned(16);
+    if (launch.along_w && aligned(4 * sizeof(T))) {
+      return launch_kernel<T, kParts, kBlocks, true>(p, launch, stream);
     }
-    return launch_for<T, kParts, kIndex + 1>(problem, launch, stream);
+    return launch_kernel<T, kParts, kBlocks, false>(p, launch, stream);
   } else {
     return cudaErrorInvalidValue;
   }
