@@ -105,5 +105,7 @@ def test_library_path() -> None:
 def test_public_names() -> None:
     operators = ["conv_transpose1d", "conv_transpose2d"]
     modules = ["ConvTranspose1d", "ConvTranspose2d"]
-    assert sorted(convt_ext.__all__) == [*modules, "__version__", *operators, "library_path", "plan"]
+    conversion = ["conversion_report", "convert"]
+    others = ["library_path", "plan"]
+    assert sorted(convt_ext.__all__) == [*modules, "ConversionReport", "__version__", *operators, *conversion, *others]
     assert (Path(convt_ext.__file__).parent / "py.typed").is_file()
