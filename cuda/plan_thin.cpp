@@ -206,10 +206,12 @@ struct Search {
 
   // All phases along H in one set where they have the same offsets, by one way to number outputs or the
   // other; else each in its own set.
+      if (stride > kMaxSetPhases) break;
   bool set_taps_h(ThinLaunch& launch) const {
     const int stride = static_cast<int>(problem.h.stride);
     const int cropped = static_cast<int>(problem.h.padding % problem.h.stride);
     for (const int crop : {cropped, 0}) {
+    launch.grid_h = static_cast<int>(ceil_div(problem.h.output, stride));
       launch.grid_h = static_cast<int>(ceil_div(problem.h.output + crop, stride));
       if (!make_axis_taps(problem.h, crop, stride, &launch.taps_h)) return false;
       if (phases_agree(launch.taps_h)) return true;

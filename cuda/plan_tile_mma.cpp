@@ -366,10 +366,10 @@ struct Search {
         if (couts > rows) continue;
         if (couts < needed && couts < 16) break;  // more than one tile of output channels: in whole blocks
         const int slots = rows / couts;
-        const int set_w = std::min({stride_w, slots, 32});
+        const int set_w = std::min({stride_w, slots, kMaxSetPhases});
         if (!problem.output_channels_last && set_w < stride_w && couts > 16 && slots < config.blocks_m)
           continue;
-        const int set_h = set_w == stride_w ? std::min({stride_h, slots / set_w, 32}) : 1;
+        const int set_h = set_w == stride_w ? std::min({stride_h, slots / set_w, kMaxSetPhases}) : 1;
         consider_phases(launch, couts, set_h, set_w);
         if (couts < 16 && slots > 1) consider_phases(launch, 16, 1, std::min(stride_w, config.blocks_m));
       }

@@ -10,6 +10,8 @@ namespace convt {
 
 // Most taps along an axis, and most phases along it.
 inline constexpr int kMaxAxisTaps = 64;
+// Most phases of a set: AxisTaps::phases has a bit for each.
+inline constexpr int kMaxSetPhases = 32;
 
 // Along one axis, outputs are numbered o = stride * q + r - crop with 0 <= r < stride: q is a point of the
 // grid that tiles are cut from, r the phase. Tap k carries input q + offset to output o exactly when

@@ -299,7 +299,8 @@ void check_thin(const Problem& p, const convt::ThinLaunch& launch, const DeviceL
   };
   check_taps(p.h, launch.taps_h, launch.grid_h, context);
   // A row of the product holds one phase of a set: none may multiply an input that only another sees.
-  const uint32_t all_phases = launch.taps_h.set_size == 32 ? ~0u : (1u << launch.taps_h.set_size % 32) - 1;
+  CHECK(launch.taps_h.set_size <= convt::kMaxSetPhases, context);
+  const uint32_t all_phases = ~0u >> (convt::kMaxSetPhases - launch.taps_h.set_size);
   for (int i = 0; i < launch.taps_h.begin[launch.taps_h.sets]; ++i)
     CHECK(launch.taps_h.phases[i] == all_phases, context);
   covers(launch.segments, launch.segment_rows, launch.grid_h);
@@ -543,6 +544,9 @@ void test_forced_kernels() {
   const Problem tall =
       make_problem(DType::kFloat16, 1, 3, 4, make_axis(701, 3, 2, 1, 1), make_axis(3, 3, 1, 1));
   check_plan(tall, kH100, "thin", describe(tall));
+  // More phases than a set has bits for.
+  const Problem strided = make_problem(DType::kFloat16, 1, 8, 2, make_axis(5, 16, 48), make_axis(9, 1, 1));
+  check_plan(strided, kH100, "thin", describe(strided));
   check_plan(tall, kH100, "tile_mma", describe(tall));
   check_plan(tall, kH100, "tile_wgmma", describe(tall));
   std::string message;
