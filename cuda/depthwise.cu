@@ -25,6 +25,7 @@
 #include <cstring>
 
 #include "convt/depthwise.h"
+#include "convt/device/launch.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/kernels.h"
 #include "convt/phases.h"
@@ -62,6 +63,8 @@ struct DepthwiseParams {
   Divisor<int> lanes, channel_tiles, blocks_an_image, taps, kernel_w, columns;
   int tile_channels, items, items_at_once, passes, pitch;
   bool phase_first;
+
+  int batch;
 };
 
 // ---------------------------------------------------------------- vectors
@@ -515,10 +518,6 @@ DepthwiseKernel<T> choose(const DepthwiseLaunch& launch) {
                              : choose_channels<T, kVector, kVector>(launch);
 }
 
-bool is_aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
 // The same tiles of channels, one channel a thread.
 DepthwiseLaunch without_vectors(DepthwiseLaunch launch) {
   launch.lanes *= launch.vector;
@@ -542,28 +541,17 @@ cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStr
     return launch_generic(problem, stream);  // offsets into a filter have 32 bits
   }
   DepthwiseParams<T> p = {};
-  p.input = static_cast<const T*>(problem.input);
+  set_problem(p, problem);
   p.weight = static_cast<const T*>(problem.weight);
-  p.bias = static_cast<const T*>(problem.bias);
-  p.output = static_cast<T*>(problem.output);
-  p.input_stride = problem.input_stride;
-  p.output_stride = dense_output_strides(problem);
   p.weight_stride = problem.weight_stride;
-  p.bias_stride = problem.bias_stride;
   p.phases_h = launch.phases_h;
   p.phases_w = launch.phases_w;
   p.step_h = launch.phases_h.shift_step;
-  p.cin_per_group = static_cast<int>(problem.cin_per_group);
-  p.cout_per_group = static_cast<int>(problem.cout_per_group);
   // The only row of an image may have any stride.
   if (problem.h.input == 1) p.input_stride.h = 0;
   p.row_step = static_cast<int>(p.input_stride.h) * launch.phases_h.shift_step;
   p.padding_h = static_cast<int>(problem.h.padding);
   p.padding_w = static_cast<int>(problem.w.padding);
-  p.input_h = static_cast<int>(problem.h.input);
-  p.input_w = static_cast<int>(problem.w.input);
-  p.output_h = static_cast<int>(problem.h.output);
-  p.output_w = static_cast<int>(problem.w.output);
   p.cout = static_cast<int>(problem.cout());
   p.row_sets = launch.row_sets;
   p.sets_per_thread = launch.sets_per_thread;

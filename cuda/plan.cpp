@@ -185,10 +185,11 @@ bool plan_tile_simt(const Problem& problem, const DeviceLimits& device, TileSimt
   TileSimtLaunch start;
   start.phases_h = narrow_phases(problem.h);
   start.phases_w = narrow_phases(problem.w);
-  start.first_base_h = static_cast<int>(base_of(problem.h, 0));
-  start.first_base_w = static_cast<int>(base_of(problem.w, 0));
-  start.bases_h = static_cast<int>(base_of(problem.h, problem.h.output - 1)) - start.first_base_h + 1;
-  start.bases_w = static_cast<int>(base_of(problem.w, problem.w.output - 1)) - start.first_base_w + 1;
+  const Bases bases_h = bases_of(problem.h), bases_w = bases_of(problem.w);
+  start.first_base_h = bases_h.first;
+  start.first_base_w = bases_w.first;
+  start.bases_h = bases_h.count;
+  start.bases_w = bases_w.count;
   TileSimtSearch search{problem, device, {}};
   search.run(start);
   if (search.best_cycles == std::numeric_limits<double>::infinity()) return false;
@@ -253,12 +254,14 @@ bool groups_split_vectors(const Problem& p) {
   return p.output_channels_last && p.groups > 1 && p.cout_per_group < 4;
 }
 
-// A channel step, 16 channels of 16 bits or 8 of 32, is mostly padding when a group has fewer than half of
-// it.
-bool fills_channel_step(const Problem& p) { return p.cin_per_group >= 16 / element_size(p.dtype); }
+// Half of a channel step, which has 16 channels of 16 bits or 8 of 32. When a group has fewer, the step is
+// mostly padding.
+int64_t half_channel_step(const Problem& p) { return 16 / element_size(p.dtype); }
+
+bool fills_channel_step(const Problem& p) { return p.cin_per_group >= half_channel_step(p); }
 
 bool fills_tensor_cores(const Problem& p) {
-  return fills_channel_step(p) && (p.groups == 1 || p.cout_per_group >= 16 / element_size(p.dtype));
+  return fills_channel_step(p) && (p.groups == 1 || p.cout_per_group >= half_channel_step(p));
 }
 
 // Where thin may be the best kernel: outputs gather products from shared memory, which many output channels
@@ -275,8 +278,7 @@ bool suits_depthwise(const Problem& p) {
   constexpr int64_t kMostCouts = 8;
   if (p.cin_per_group == 1) return true;
   if (p.groups == 1) return false;
-  return groups_split_vectors(p) ||
-         (p.cin_per_group < 16 / element_size(p.dtype) && p.cout_per_group <= kMostCouts);
+  return groups_split_vectors(p) || (!fills_channel_step(p) && p.cout_per_group <= kMostCouts);
 }
 
 // Whether tensor cores do three products of TF32 sooner than the FMA units one of float32: by NVIDIA's
@@ -352,7 +354,7 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   };
   const bool precise = operand_parts(problem) == 1 || splits_pay(device);
   const bool tiles = precise && fills_tensor_cores(problem);
-  consider(Kernel::kThin, precise && suits_thin(problem), thin_obstacle, visit_thin, &plan.thin);
+  consider(Kernel::kThin, precise && suits_thin(problem), tensor_core_obstacle, visit_thin, &plan.thin);
   consider(Kernel::kTileMma, tiles, tile_mma_obstacle, visit_tile_mma, &plan.tile_mma);
   consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);
   if (plan.kernel != Kernel::kNone) return plan;
@@ -388,8 +390,8 @@ std::string describe(const Plan& plan) {
     const DepthwiseLaunch& t = plan.depthwise;
     const bool by_channel = t.mapping == DepthwiseMapping::kChannels;
     line << " mapping=" << (by_channel ? "channels" : "columns") << " vector=" << t.vector
-         << " shares_input=" << t.shares_input << (t.shares_input ? " shares_input" : "")
-         << " rows=" << t.rows << "x" << t.row_sets << " long=" << t.long_sums;
+         << " shares_input=" << t.shares_input << " rows=" << t.rows << "x" << t.row_sets
+         << " long=" << t.long_sums;
     if (by_channel) {
       line << " lanes=" << t.lanes << "x" << t.channel_tiles << " items=" << t.items_at_once << "x"
            << t.passes << "x" << t.blocks_an_image << " shared=" << t.shared_bytes;

@@ -27,8 +27,17 @@ inline AxisPhases<int> narrow_phases(const Axis& axis) {
                                static_cast<int>(axis.kernel));
 }
 
-// The base of an output (convt/phases.h).
-inline int64_t base_of(const Axis& axis, int64_t output) { return (output + axis.padding) / axis.stride; }
+// The bases (convt/phases.h) that have outputs, of an axis whose coordinates fit in 32 bits.
+struct Bases {
+  int first, count;
+};
+
+inline Bases bases_of(const Axis& axis) {
+  const auto base = [&axis](int64_t output) {
+    return static_cast<int>((output + axis.padding) / axis.stride);
+  };
+  return {base(0), base(axis.output - 1) - base(0) + 1};
+}
 
 // What the searches for launches of the tensor-core kernels share.
 
@@ -64,6 +73,9 @@ void set_tiles(const Problem& problem, TileMmaLaunch& launch);
 // Sets how the input of a tile is read: load_vector and, if it may be, flat_rows.
 void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch);
 
+// Why no tensor-core kernel can compute a problem, or null.
+const char* tensor_core_obstacle(const Problem& problem, const DeviceLimits& device);
+
 // Why `tile_mma` cannot compute a problem, or null.
 const char* tile_mma_obstacle(const Problem& problem, const DeviceLimits& device);
 
@@ -77,8 +89,7 @@ const char* tile_wgmma_obstacle(const Problem& problem, const DeviceLimits& devi
 using TileWgmmaVisitor = std::function<void(const TileWgmmaLaunch&, double)>;
 void visit_tile_wgmma(const Problem& problem, const DeviceLimits& device, const TileWgmmaVisitor& visit);
 
-// The same of `thin`.
-const char* thin_obstacle(const Problem& problem, const DeviceLimits& device);
+// The same of `thin`, which has no obstacle of its own.
 using ThinVisitor = std::function<void(const ThinLaunch&, double)>;
 void visit_thin(const Problem& problem, const DeviceLimits& device, const ThinVisitor& visit);
 

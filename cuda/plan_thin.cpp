@@ -139,14 +139,9 @@ struct Search {
         launch.rows = rows;
         if (!set_strips(vector, launch)) continue;
         launch.image_tiles = problem.batch;
-        // Wider than the image, but for whole warps: the next smaller one does.
-        if (groups > 1 && launch.strips == 1 &&
-            problem.w.input - launch.origin_w <= kThinPixels * (groups - 1)) {
-          const int64_t images = std::min(problem.batch, kThinPixels * groups / problem.w.input);
-          if (images < 2) continue;
-        } else {
-          consider(launch);
-        }
+        const bool fewer_do = groups > 1 && launch.strips == 1 &&
+                              problem.w.input - launch.origin_w <= kThinPixels * (groups - 1);
+        if (!fewer_do) consider(launch);
         const int64_t images = std::min(problem.batch, kThinPixels * groups / problem.w.input);
         if (images < 2) continue;
         launch.images = static_cast<int>(images);
@@ -167,8 +162,9 @@ struct Search {
     launch.groups = problem.groups;
     launch.phases_w = narrow_phases(problem.w);
     launch.span_w = largest_shift(launch.phases_w);
-    launch.first_base_w = static_cast<int>(base_of(problem.w, 0));
-    launch.bases_w = static_cast<int>(base_of(problem.w, problem.w.output - 1)) - launch.first_base_w + 1;
+    const Bases bases = bases_of(problem.w);
+    launch.first_base_w = bases.first;
+    launch.bases_w = bases.count;
     if (!set_taps_h(launch)) return;
     // Distances of a dimension of one do not matter.
     ActivationStrides in = problem.input_stride;
@@ -194,7 +190,7 @@ struct Search {
       launch.couts = static_cast<int>(couts);
       launch.cout_tiles = ceil_div(problem.cout_per_group, couts);
       const int blocks = static_cast<int>(ceil_div(couts * cout_rows, 16));
-      for (const int row_blocks : kThinRowBlocks) {
+      for (int row_blocks = 1; row_blocks <= kThinMostRowBlocks; ++row_blocks) {
         launch.row_blocks = row_blocks;
         launch.warps_m = static_cast<int>(ceil_div(blocks, row_blocks));
         if (launch.warps_m > kThinMaxWarpsM) continue;
@@ -206,35 +202,21 @@ struct Search {
 
   // All phases along H in one set where they have the same offsets, by one way to number outputs or the
   // other; else each in its own set.
-      if (stride > kMaxSetPhases) break;
   bool set_taps_h(ThinLaunch& launch) const {
     const int stride = static_cast<int>(problem.h.stride);
     const int cropped = static_cast<int>(problem.h.padding % problem.h.stride);
     for (const int crop : {cropped, 0}) {
-    launch.grid_h = static_cast<int>(ceil_div(problem.h.output, stride));
+      if (stride > kMaxSetPhases) break;
       launch.grid_h = static_cast<int>(ceil_div(problem.h.output + crop, stride));
       if (!make_axis_taps(problem.h, crop, stride, &launch.taps_h)) return false;
       if (phases_agree(launch.taps_h)) return true;
     }
+    launch.grid_h = static_cast<int>(ceil_div(problem.h.output, stride));
     return make_axis_taps(problem.h, 0, 1, &launch.taps_h);
   }
 };
 
 }  // namespace
-
-const char* thin_obstacle(const Problem& p, const DeviceLimits& device) {
-  if (p.dtype == DType::kFloat64) return "it has no float64 path";
-  if (device.compute_capability < 80) return "the GPU has no tensor cores for it";
-  for (const Axis* axis : {&p.h, &p.w}) {
-    if (axis->kernel > kThinMaxSide) return "its tables hold 64 taps along an axis";
-    if (axis->stride > kThinMaxSide) return "its tables hold 64 phases along an axis";
-  }
-  if (!fits_32_bits(p.h) || !fits_32_bits(p.w)) return "its coordinates have 32 bits";
-  if (p.batch >= kMaxCoordinate || p.cin() >= kMaxCoordinate || p.cout() >= kMaxCoordinate) {
-    return "its coordinates have 32 bits";
-  }
-  return nullptr;
-}
 
 void visit_thin(const Problem& problem, const DeviceLimits& device, const ThinVisitor& visit) {
   Search{problem, device, visit}.run();

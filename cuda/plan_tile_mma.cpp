@@ -379,19 +379,25 @@ struct Search {
 
 }  // namespace
 
-const char* tile_mma_obstacle(const Problem& p, const DeviceLimits& device) {
+const char* tensor_core_obstacle(const Problem& p, const DeviceLimits& device) {
   if (p.dtype == DType::kFloat64) return "it has no float64 path";
   if (device.compute_capability < 80) return "it needs compute capability 8.0";
   for (const Axis* axis : {&p.h, &p.w}) {
-    if (axis->kernel > kTileMmaMaxSide) return "its tables hold 64 taps along an axis";
-    if (axis->stride > kTileMmaMaxSide) return "its tables hold 64 phases along an axis";
+    if (axis->kernel > kMaxAxisTaps) return "its tables hold 64 taps along an axis";
+    if (axis->stride > kMaxAxisTaps) return "its tables hold 64 phases along an axis";
     if (!fits_32_bits(*axis)) return "its coordinates have 32 bits";
   }
-  if (p.h.kernel * p.w.kernel > kTileMmaMaxTaps) return "the filter has more taps than its table holds";
   if (p.batch >= kMaxCoordinate || p.cin() >= kMaxCoordinate || p.cout() >= kMaxCoordinate) {
     return "its coordinates have 32 bits";
   }
   return nullptr;
+}
+
+const char* tile_mma_obstacle(const Problem& p, const DeviceLimits& device) {
+  const char* const obstacle = tensor_core_obstacle(p, device);
+  if (obstacle != nullptr) return obstacle;
+  return p.h.kernel * p.w.kernel > kTileMmaMaxTaps ? "the filter has more taps than its table holds"
+                                                   : nullptr;
 }
 
 void visit_tile_mma(const Problem& problem, const DeviceLimits& device, const TileMmaVisitor& visit) {

@@ -10,9 +10,8 @@
 
 namespace convt {
 
-// A warp multiplies `row_blocks` blocks of 16 rows by 32 pixels; the kernel is compiled for these. More
-// blocks leave too few warps to hide the reads of the input.
-inline constexpr int kThinRowBlocks[] = {1, 2};
+// A warp multiplies up to so many blocks of 16 rows by 32 pixels. More leave too few warps to hide the reads
+// of the input.
 inline constexpr int kThinMostRowBlocks = 2;
 inline constexpr int kThinPixels = 32;
 inline constexpr int kThinMaxWarps = 8;
@@ -27,8 +26,6 @@ constexpr int thin_threads(int parts, int compute_capability) {
 }
 // Channel steps that a warp reads at once: 128 bytes of every pixel.
 inline constexpr int kThinChunkSteps = 4;
-// Taps and strides along W.
-inline constexpr int kThinMaxSide = 64;
 
 // Along H, outputs are numbered by points q and phases (AxisTaps): all phases in one set where they see the
 // same inputs, else each in its own. A row of the product of a set is an output channel, a phase of the set

@@ -43,7 +43,6 @@ inline constexpr int kTileMmaConfigCount =
     static_cast<int>(sizeof(kTileMmaConfigs) / sizeof(kTileMmaConfigs[0]));
 
 // Limits of the tables below.
-inline constexpr int kTileMmaMaxSide = kMaxAxisTaps;
 inline constexpr int kTileMmaMaxTaps = 1024;  // of the whole filter
 
 // The rows of a warp's tile: (phase along H, phase along W, output channel) of one phase set, the channel

@@ -59,8 +59,8 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
 
     With `fuse`, a batch normalization right behind a transposed convolution in a :class:`torch.nn.Sequential` is folded
     into it, and an :class:`torch.nn.Identity` takes its place, if both are in eval mode, called from there alone and
-    without hooks. Their weights are then new
-    parameters, and the normalization's entries of the ``state_dict`` are gone.
+    without hooks. The weight and bias are new parameters then, and the normalization's entries of the ``state_dict``
+    are gone.
 
     Args:
         model: any module, a transposed convolution itself included.

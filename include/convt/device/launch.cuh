@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "convt/problem.h"
 
 namespace convt {
@@ -23,6 +25,10 @@ void set_problem(Params<T>& p, const Problem& problem) {
   p.input_w = static_cast<int>(problem.w.input);
   p.output_h = static_cast<int>(problem.h.output);
   p.output_w = static_cast<int>(problem.w.output);
+}
+
+inline bool is_aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
 template <typename Kernel>

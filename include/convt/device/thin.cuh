@@ -779,16 +779,14 @@ cudaError_t launch_kernel(const Params<T>& p, const ThinLaunch& launch, cudaStre
 }
 
 // Calls the instantiation for launch.row_blocks.
-template <typename T, int kParts = 1, int kIndex = 0>
+template <typename T, int kParts = 1, int kBlocks = 1>
 cudaError_t launch_for(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream) {
-  if constexpr (kIndex < static_cast<int>(sizeof(kThinRowBlocks) / sizeof(kThinRowBlocks[0]))) {
-    constexpr int kBlocks = kThinRowBlocks[kIndex];
-    if (launch.row_blocks != kBlocks) return launch_for<T, kParts, kIndex + 1>(problem, launch, stream);
+  if constexpr (kBlocks <= kThinMostRowBlocks) {
+    if (launch.row_blocks != kBlocks) return launch_for<T, kParts, kBlocks + 1>(problem, launch, stream);
     Params<T> p = make_params<T>(problem, launch);
     // The plan knows sizes and strides; the address may allow less.
-    const auto aligned = [&p](size_t bytes) { return reinterpret_cast<uintptr_t>(p.input) % bytes == 0; };
-    p.along_c = launch.along_c && aligned(16);
-    if (launch.along_w && aligned(4 * sizeof(T))) {
+    p.along_c = launch.along_c && is_aligned(p.input, 16);
+    if (launch.along_w && is_aligned(p.input, 4 * sizeof(T))) {
       return launch_kernel<T, kParts, kBlocks, true>(p, launch, stream);
     }
     return launch_kernel<T, kParts, kBlocks, false>(p, launch, stream);
