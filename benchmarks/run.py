@@ -1,7 +1,7 @@
 """Times and checks the benchmark cases against cuDNN, and writes results/<gpu>.json and .md.
 
     python benchmarks/run.py [--cases kb57,kb75] [--precisions ieee,tf32,fp16,bf16] [--layouts nchw,nhwc]
-                             [--kernels auto,generic,depthwise,thin,tile_simt,tile_mma,tile_wgmma]
+                             [--kernels auto,generic,depthwise,thin,tile_simt,tile_mma,tile_wgmma,col2im]
                              [--output DIR] [--source-hash H] [--merge] [--quick]
 
 For each case, precision and layout the errors of both libraries against float64, and the check that all of the output
@@ -43,7 +43,7 @@ from benchmarks.timing import Call, Timing, rotation, time_graph, time_wall
 
 PRECISIONS = tuple(DTYPES)
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-KERNELS = ("auto", "generic", "depthwise", "thin", "tile_simt", "tile_mma", "tile_wgmma")
+KERNELS = ("auto", "generic", "depthwise", "thin", "tile_simt", "tile_mma", "tile_wgmma", "col2im")
 QUICK_BUDGET_MS = 10.0
 
 Operator = Callable[..., Tensor]

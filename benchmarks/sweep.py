@@ -3,7 +3,7 @@
     python benchmarks/sweep.py [--cases kb57,kb75] [--precisions ieee,tf32,fp16,bf16] [--layouts nchw,nhwc]
                                [--launches 24] [--output DIR] [--source-hash H] [--merge]
 
-For each case, precision and layout, the launches of thin, of tile_mma and of tile_wgmma with the least estimates are
+For each case, precision and layout, the launches of thin, tile_mma, tile_wgmma and col2im with the least estimates are
 checked against float64, then timed, and so is the chosen launch if it is of another kernel. A row holds the chosen
 launch, the fastest one, and the ratio of their times.
 """
@@ -32,7 +32,7 @@ from benchmarks.roofline import DTYPES
 from benchmarks.run import LAYOUTS, PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
 from benchmarks.timing import rotation, time_graph
 
-KERNELS = ("thin", "tile_mma", "tile_wgmma")
+KERNELS = ("thin", "tile_mma", "tile_wgmma", "col2im")
 
 
 @dataclass

@@ -402,7 +402,7 @@ Plan plan_for(const Problem& p, int device, const char* forced) {
   const DeviceLimits& limits = device_limits(device);
   // All that make_plan reads. An entry is some 5 KB; a model has tens of layers, a thread a few
   // models.
-  using Key = std::array<int64_t, 24>;
+  using Key = std::array<int64_t, 28>;
   struct Hash {
     size_t operator()(const Key& key) const {
       uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over 64-bit words
@@ -436,6 +436,10 @@ Plan plan_for(const Problem& p, int device, const char* forced) {
                    p.input_stride.c,
                    p.input_stride.h,
                    p.input_stride.w,
+                   p.weight_stride.cin,
+                   p.weight_stride.cout,
+                   p.weight_stride.kh,
+                   p.weight_stride.kw,
                    p.output_channels_last};
   const auto found = plans.find(key);
   if (found != plans.end()) return found->second;
@@ -521,6 +525,9 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
       return launch_tensor_cores(problem, plan.tile_mma, kTileMmaPaths, workspace, stream);
     case Kernel::kTileWgmma:
       return launch_tensor_cores(problem, plan.tile_wgmma, kTileWgmmaPaths, workspace, stream);
+    case Kernel::kCol2im:
+      return problem.dtype == DType::kFloat16 ? launch_col2im_fp16(problem, plan.col2im, stream)
+                                              : launch_col2im_bf16(problem, plan.col2im, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -314,6 +314,8 @@ const char* kernel_name(Kernel kernel) {
       return "tile_mma";
     case Kernel::kTileWgmma:
       return "tile_wgmma";
+    case Kernel::kCol2im:
+      return "col2im";
   }
   return "unknown";
 }
@@ -322,15 +324,17 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const Forced wanted(forced);
   const std::string& name = wanted.name;
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
-  const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) || forces(Kernel::kTileWgmma);
+  const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) ||
+                             forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im);
   if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
       !forces(Kernel::kTileSimt) && !tensor_kernel) {
     throw std::invalid_argument(
-        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma or tile_wgmma, got " + name);
+        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma or col2im, got " +
+        name);
   }
   if (wanted.text != name && !tensor_kernel) {
     throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
-                                ": only thin, tile_mma and tile_wgmma number their launches");
+                                ": only thin, tile_mma, tile_wgmma and col2im number their launches");
   }
 
   Plan plan;
@@ -357,6 +361,7 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   consider(Kernel::kThin, precise && suits_thin(problem), tensor_core_obstacle, visit_thin, &plan.thin);
   consider(Kernel::kTileMma, tiles, tile_mma_obstacle, visit_tile_mma, &plan.tile_mma);
   consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);
+  consider(Kernel::kCol2im, tiles, col2im_obstacle, visit_col2im, &plan.col2im);
   if (plan.kernel != Kernel::kNone) return plan;
   if (forces(Kernel::kDepthwise) || (name.empty() && suits_depthwise(problem))) {
     obstacle = depthwise_obstacle(problem, device);
@@ -455,6 +460,21 @@ std::string describe(const Plan& plan) {
     line << " vector=" << t.load_vector << " flat=" << t.flat_rows << " workspace=" << t.workspace_bytes
          << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid
          << describe_precision(t);
+  }
+  if (plan.kernel == Kernel::kCol2im) {
+    const Col2imLaunch& t = plan.col2im;
+    line << " pixels=" << t.pixels() << " couts=" << t.couts << "x" << t.warpgroups() << "x" << t.cout_tiles
+         << " rows=" << (t.row_tap == 1 ? "by_cout" : "by_tap") << " tile=";
+    if (t.flat) {
+      line << "flat x" << t.tiles_w;
+    } else {
+      line << t.images << "x" << t.window_h << "x" << t.window_w << " outputs=" << t.rows_out << "x"
+           << t.cols_out;
+    }
+    line << " terms=" << t.most_terms << " chunks=" << t.chunks << " stages=" << t.stages
+         << (t.reuses_stages ? " shared_with_products" : "") << " copies=" << t.weight_bytes << "+"
+         << t.input_bytes << (t.input_channels_last ? "c" : "w") << " shared=" << t.shared_bytes
+         << " works=" << t.works() << " blocks=" << t.grid;
   }
   return line.str();
 }

@@ -93,6 +93,11 @@ void visit_tile_wgmma(const Problem& problem, const DeviceLimits& device, const 
 using ThinVisitor = std::function<void(const ThinLaunch&, double)>;
 void visit_thin(const Problem& problem, const DeviceLimits& device, const ThinVisitor& visit);
 
+// The same of `col2im`.
+const char* col2im_obstacle(const Problem& problem, const DeviceLimits& device);
+using Col2imVisitor = std::function<void(const Col2imLaunch&, double)>;
+void visit_col2im(const Problem& problem, const DeviceLimits& device, const Col2imVisitor& visit);
+
 // Why `depthwise` cannot compute a problem, or null; and its launch where it can.
 const char* depthwise_obstacle(const Problem& problem, const DeviceLimits& device);
 DepthwiseLaunch plan_depthwise(const Problem& problem, const DeviceLimits& device);

@@ -24,10 +24,13 @@ KERNEL_DTYPES = {
     "tile_simt": (torch.float16, torch.bfloat16, torch.float32),
     "tile_mma": (torch.float16, torch.bfloat16, torch.float32),
     "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
+    "col2im": (torch.float16, torch.bfloat16),
 }
 # Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
 CUDA_KERNELS = ("generic", "depthwise", "tile_simt")
 TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma")
+# Kernels of tensor cores that take 16-bit types alone.
+HALF_KERNELS = ("col2im",)
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
 # where `tf32_allowed` says otherwise.
 TENSOR_CORE_PRECISIONS = {
@@ -51,15 +54,18 @@ def takes(kernel: str | None, dtype: torch.dtype) -> bool:
 
 def skip_without_code_for(kernel: str) -> None:
     """Skips the running test where the GPU, or the build, has no code for the kernel."""
-    if kernel == "tile_wgmma" and torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("tile_wgmma needs compute capability 9.0")
-    if kernel == "tile_wgmma" and "9.0a" not in json.loads(torch.ops.convt._info())["archs"]:
-        pytest.skip("tile_wgmma needs a build for 9.0a")
+    if kernel not in ("tile_wgmma", "col2im"):
+        return
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip(f"{kernel} needs compute capability 9.0")
+    if "9.0a" not in json.loads(torch.ops.convt._info())["archs"]:
+        pytest.skip(f"{kernel} needs a build for 9.0a")
 
 
 # Why a forced kernel may refuse a geometry: the sizes of its tables and of shared memory.
 _LIMITS = (
     "the filter has more taps than its table holds",
+    "the filter has more taps than a product has rows",
     "its tables hold 64 taps along an axis",
     "its tables hold 64 phases along an axis",
     "no tile with its halo fits in shared memory",
@@ -103,6 +109,18 @@ CUDA_TARGETS = tuple(pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for 
 TARGETS = (Target("cpu"), *CUDA_TARGETS)
 # For the `target` fixture: pytest.mark.parametrize("target", ..., indirect=True).
 TENSOR_CORE_TARGETS = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in TENSOR_CORE_KERNELS]
+HALF_TARGETS = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in HALF_KERNELS]
+
+
+def on_tensor_cores(*precisions: str) -> pytest.MarkDecorator:
+    """Runs a test for each kernel of tensor cores, as its `target`, in each `precision` that the kernel takes."""
+    cases = [
+        pytest.param(Target("cuda", kernel), precision, marks=NEEDS_CUDA, id=f"cuda-{kernel}-{precision}")
+        for kernel in (*TENSOR_CORE_KERNELS, *HALF_KERNELS)
+        for precision in precisions or TENSOR_CORE_PRECISIONS
+        if takes(kernel, TENSOR_CORE_PRECISIONS[precision])
+    ]
+    return pytest.mark.parametrize(("target", "precision"), cases, indirect=["target"])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from reference import (
     CUDA_KERNELS,
+    HALF_KERNELS,
     KERNEL_DTYPES,
     LAYOUTS,
     NEEDS_CUDA,
@@ -21,6 +22,7 @@ from reference import (
     assert_promised_strides,
     poison,
     skip_without_code_for,
+    takes,
     tf32_allowed,
 )
 from torch import Tensor
@@ -33,6 +35,11 @@ all_kernels = pytest.mark.parametrize("kernel", KERNEL_DTYPES)
 
 DCGAN = Geometry("dcgan", (4, 64, 16, 16), 32, (4, 4), stride=(2, 2), padding=(1, 1))
 SMALL = Geometry("small", (2, 6, 5, 4), 9, (3, 3), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=3)
+
+
+def dtype_of(kernel: str) -> torch.dtype:
+    """float32 where the kernel takes it."""
+    return torch.float32 if takes(kernel, torch.float32) else torch.float16
 
 
 @pytest.fixture
@@ -52,12 +59,12 @@ def call(tensors: tuple[Tensor, Tensor, Tensor | None], geometry: Geometry) -> T
 @all_kernels
 def test_graph_capture_and_replay(forced: str) -> None:
     """A captured call computes with what the inputs hold at each replay."""
-    x, w, b = DCGAN.tensors(torch.float32, "cuda")
+    x, w, b = DCGAN.tensors(dtype_of(forced), "cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = call((x, w, b), DCGAN)
     for seed in range(3):
-        new_x, new_w, new_b = DCGAN.tensors(torch.float32, "cuda", seed)
+        new_x, new_w, new_b = DCGAN.tensors(dtype_of(forced), "cuda", seed)
         for held, new in zip((x, w, b), (new_x, new_w, new_b), strict=True):
             assert held is not None
             assert new is not None
@@ -83,7 +90,7 @@ def test_first_call_of_a_shape_can_be_captured(forced: str) -> None:
 @all_kernels
 def test_side_stream(forced: str) -> None:
     """The kernel runs on the current stream, after what that stream has been given before."""
-    x, w, b = DCGAN.tensors(torch.float32, "cuda")
+    x, w, b = DCGAN.tensors(dtype_of(forced), "cuda")
     expected = call((x, w, b), DCGAN)
     stream = torch.cuda.Stream()
     held = torch.zeros_like(x)
@@ -125,7 +132,7 @@ def synchronising_is_an_error() -> Iterator[None]:
 
 @all_kernels
 def test_no_synchronisation(forced: str) -> None:
-    tensors = DCGAN.tensors(torch.float32, "cuda")
+    tensors = DCGAN.tensors(dtype_of(forced), "cuda")
     call(tensors, DCGAN)  # the first launch of a kernel loads its code, which may wait
     stream = torch.cuda.current_stream()
     torch.cuda.synchronize()
@@ -142,14 +149,14 @@ def test_no_synchronisation(forced: str) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 @all_kernels
 def test_second_device(forced: str) -> None:
-    x, w, b = SMALL.tensors(torch.float32, "cuda:1")
+    x, w, b = SMALL.tensors(dtype_of(forced), "cuda:1")
     assert torch.cuda.current_device() == 0
     out = call((x, w, b), SMALL)
     assert out.device == torch.device("cuda:1")
     assert torch.cuda.current_device() == 0
     assert_accurate(out, x, w, b, forced, **SMALL.arguments)
     with torch.cuda.device(1):
-        first = SMALL.tensors(torch.float32, "cuda:0")
+        first = SMALL.tensors(dtype_of(forced), "cuda:0")
         assert_accurate(call(first, SMALL), *first, forced, **SMALL.arguments)
         assert torch.cuda.current_device() == 1
 
@@ -205,7 +212,7 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (convt_ext.conv_transpose2d, convt_ext.plan):
         with pytest.raises(
             RuntimeError,
-            match="CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma or tile_wgmma, got fastest",
+            match=r"CONVT_KERNEL must be generic, depthwise, thin, .*, tile_wgmma or col2im, got fastest",
         ):
             function(*tensors, **SMALL.arguments)
 
@@ -217,9 +224,10 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tile_simt", Geometry("taps", (1, 8, 3, 3), 8, (33, 33)), torch.float32, "taps"),
         ("tile_simt", Geometry("stride", (1, 8, 1, 2), 8, (1, 1), stride=(1, 1000)), torch.float32, "stride"),
         ("depthwise", SMALL, torch.float64, "float64"),
+        ("col2im", SMALL, torch.float64, "float64"),
         ("depthwise", Geometry("far", (1, 1, 1, 2), 1, (1, 1), stride=(1, 10000)), torch.float32, "stride"),
     ],
-    ids=["simt-float64", "simt-taps", "simt-stride", "depthwise-float64", "depthwise-stride"],
+    ids=["simt-float64", "simt-taps", "simt-stride", "depthwise-float64", "col2im-float64", "depthwise-stride"],
 )
 def test_forced_kernel_that_cannot(
     kernel: str, geometry: Geometry, dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
@@ -245,7 +253,7 @@ def test_empty_switches_do_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
 @all_kernels
 def test_print_plan(forced: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    tensors = DCGAN.tensors(torch.float32, "cuda")
+    tensors = DCGAN.tensors(dtype_of(forced), "cuda")
     call(tensors, DCGAN)
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("CONVT_PRINT_PLAN", "1")
@@ -368,8 +376,15 @@ def test_small_problems(forced: str, layout: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
-@pytest.mark.parametrize("kernel", TENSOR_CORE_KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "precision"),
+    [
+        (kernel, precision)
+        for kernel in (*TENSOR_CORE_KERNELS, *HALF_KERNELS)
+        for precision, dtype in TENSOR_CORE_PRECISIONS.items()
+        if takes(kernel, dtype)
+    ],
+)
 def test_small_problems_on_tensor_cores(forced: str, layout: str, precision: str) -> None:
     with tf32_allowed(precision == "tf32"):
         check_small_problems(layout, TENSOR_CORE_PRECISIONS[precision])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference import (
     DTYPES,
+    HALF_TARGETS,
     LAYOUTS,
     TENSOR_CORE_PRECISIONS,
     TENSOR_CORE_TARGETS,
@@ -86,7 +87,7 @@ def test_generated_geometry(
     check(target, geometry, dtype, input_layout, weight_layout, seed)
 
 
-@pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, indirect=True, ids=str)
+@pytest.mark.parametrize("target", [*TENSOR_CORE_TARGETS, *HALF_TARGETS], indirect=True, ids=str)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     geometry=geometries(),
@@ -98,5 +99,7 @@ def test_generated_geometry(
 def test_generated_geometry_on_tensor_cores(
     target: Target, geometry: Geometry, precision: str, input_layout: str, weight_layout: str, seed: int
 ) -> None:
+    if not takes(target.kernel, TENSOR_CORE_PRECISIONS[precision]):
+        precision = "fp16"
     with tf32_allowed(precision == "tf32"):
         check(target, geometry, TENSOR_CORE_PRECISIONS[precision], input_layout, weight_layout, seed)

@@ -14,6 +14,7 @@ from reference import (
     Geometry,
     Target,
     assert_accurate,
+    on_tensor_cores,
     poison,
     reference,
     skip_beyond_limits,
@@ -91,6 +92,13 @@ GEOMETRIES = (
     G("thin_images", (11, 70, 5, 12), 4, (4, 4), stride=(2, 2), padding=(1, 1)),
     G("thin_one_pixel", (40, 100, 1, 1), 24, (4, 4)),
     G("thin_many_taps", (1, 9, 8, 16), 1, (16, 16), stride=(4, 4), padding=(6, 6)),
+    G("col2im_flat", (3, 40, 5, 20), 33, (2, 2), stride=(2, 2)),
+    G("col2im_flat_row", (2, 24, 1, 300), 7, (1, 4), stride=(1, 4)),
+    G("col2im_images", (21, 70, 4, 4), 40, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("col2im_windows", (2, 17, 40, 36), 9, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("col2im_windows_w", (1, 24, 6, 600), 10, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+    G("col2im_odd_rows", (2, 16, 12, 11), 15, (3, 3), stride=(2, 2)),
+    G("col2im_many_taps", (2, 16, 5, 9), 3, (8, 8), stride=(2, 2), padding=(3, 3)),
     G("thin_taps_disagree", (2, 20, 6, 16), 5, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
     # groups
     G("groups_2", (2, 10, 7, 9), 6, (3, 3), stride=(2, 2), padding=(1, 1), groups=2),
@@ -201,9 +209,8 @@ LARGER = (
 )
 
 
-@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@on_tensor_cores()
 @pytest.mark.parametrize("geometry", [*GEOMETRIES, *LARGER], ids=lambda geometry: geometry.name)
-@pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, indirect=True, ids=str)
 def test_tensor_core_kernels(
     geometry: Geometry, precision: str, target: Target, request: pytest.FixtureRequest
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ from reference import (
     TENSOR_CORE_TARGETS,
     Geometry,
     Target,
+    on_tensor_cores,
     poison,
     reference,
     tf32_allowed,
@@ -45,14 +44,8 @@ values = pytest.mark.parametrize("value", [INF, -INF, NAN], ids=str)
 layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 
 
-def tensor_cores(test: Callable[..., None]) -> Callable[..., None]:
-    """Forces each tensor-core kernel, in float32 of either mode and in a 16-bit type."""
-    for mark in (
-        pytest.mark.parametrize("precision", ["fp16", "ieee", "tf32"]),
-        pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, indirect=True, ids=str),
-    ):
-        test = mark(test)
-    return test
+# Every kernel of tensor cores, in float32 of either mode and in a 16-bit type.
+tensor_cores = on_tensor_cores("fp16", "ieee", "tf32")
 
 
 def kernel_of(target: Target, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> str:

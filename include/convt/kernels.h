@@ -30,6 +30,10 @@ cudaError_t launch_thin_bf16(const Problem& problem, const ThinLaunch& launch, c
 cudaError_t launch_thin_tf32(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
 cudaError_t launch_thin_ieee(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
 
+// Few pixels and filters that do not overlap, 16 bits; the weight is read as it is.
+cudaError_t launch_col2im_fp16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
+cudaError_t launch_col2im_bf16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
+
 // Writes launch.packed_bytes to `workspace`; before launch_tile_mma_*.
 cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                   cudaStream_t stream);

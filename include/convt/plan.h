@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "convt/col2im.h"
 #include "convt/depthwise.h"
 #include "convt/problem.h"
 #include "convt/thin.h"
@@ -30,6 +31,7 @@ enum class Kernel {
   kTileSimt,
   kTileMma,
   kTileWgmma,
+  kCol2im,
 };
 
 const char* kernel_name(Kernel kernel);
@@ -41,11 +43,12 @@ struct Plan {
   TileSimtLaunch tile_simt;    // when kernel is kTileSimt
   TileMmaLaunch tile_mma;      // when kernel is kTileMma
   TileWgmmaLaunch tile_wgmma;  // when kernel is kTileWgmma
+  Col2imLaunch col2im;         // when kernel is kCol2im
 };
 
 // Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best;
-// thin:3, tile_mma:3 and tile_wgmma:3 are the launches with the fourth least estimate, for sweeps. Throws
-// std::invalid_argument when the forced kernel or launch does not exist or cannot compute the problem.
+// thin:3, tile_mma:3, tile_wgmma:3 and col2im:3 are the launches with the fourth least estimate, for sweeps.
+// Throws std::invalid_argument when the forced kernel or launch does not exist or cannot compute the problem.
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced);
 
 // One line: the kernel's name, then what was chosen as key=value.

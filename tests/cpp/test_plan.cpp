@@ -339,9 +339,76 @@ void check_thin(const Problem& p, const convt::ThinLaunch& launch, const DeviceL
   }
 }
 
+// The tiles of one axis: every output is in one of them, and the inputs that it sees in the tile's window.
+void check_windows(const Axis& axis, int64_t tiles, int outputs, int origin, int window, int align,
+                   const std::string& context) {
+  const auto phases = convt::make_axis_phases<int64_t>(axis.stride, axis.dilation, axis.kernel);
+  const int64_t span = convt::largest_shift(phases);
+  CHECK(window >= 1 && window <= axis.input, context);
+  CHECK(origin <= 0 && origin + axis.padding >= 0 && origin + tiles * outputs >= axis.output, context);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t first = std::max<int64_t>(origin + tile * outputs, 0);
+    const int64_t end = std::min(origin + (tile + 1) * outputs, axis.output);
+    if (first >= end) continue;
+    int64_t begin = (origin + tile * outputs + axis.padding) / axis.stride - span;
+    begin = std::min(std::max<int64_t>(begin, 0), axis.input - window);
+    begin -= begin % align;
+    const int64_t first_input = std::max<int64_t>((first + axis.padding) / axis.stride - span, 0);
+    const int64_t last_input = std::min((end - 1 + axis.padding) / axis.stride, axis.input - 1);
+    CHECK(first_input > last_input || (begin <= first_input && last_input < begin + window), context);
+  }
+}
+
+void check_col2im(const Problem& p, const convt::Col2imLaunch& launch, const DeviceLimits& device,
+                  const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  CHECK(device.has_wgmma && convt::element_size(p.dtype) == 2, context);
+  const int taps = static_cast<int>(p.h.kernel * p.w.kernel), rows = launch.couts * taps;
+  const int vector = launch.weight_bytes / 2;
+  const bool by_cout = launch.row_tap == 1;
+  CHECK(launch.row_cout == (by_cout ? taps : 1) && (by_cout || launch.row_tap == launch.couts), context);
+  // Copies of the weight begin at whole vectors; those of a tap's output channels are whole vectors.
+  int before = 0;
+  for (int first = 0; first < 8 * rows; first += rows) before = std::max(before, first % vector);
+  CHECK(by_cout ? rows + before <= convt::kCol2imRows
+                : rows <= convt::kCol2imRows && launch.couts % vector == 0,
+        context);
+  CHECK(p.weight_stride.cin % vector == 0, context);
+  covers(launch.cout_tiles, launch.tile_couts(), p.cout_per_group);
+  covers(launch.chunks, convt::kCol2imChunk, p.cin_per_group);
+  CHECK(launch.groups == p.groups && launch.stages >= 2, context);
+  CHECK(launch.grid >= 1 && launch.grid <= std::min<int64_t>(launch.works(), device.sm_count), context);
+  CHECK(convt::col2im_shared(launch).bytes == launch.shared_bytes, context);
+  CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+  const int pixels = launch.input_channels_last ? 1 : launch.input_bytes / 2;
+  if (launch.flat) {
+    // Every output sees the pixel of its base at most.
+    for (const Axis* axis : {&p.h, &p.w}) {
+      CHECK((axis->kernel - 1) * axis->dilation < axis->stride, context);
+      CHECK((axis->output - 1 + axis->padding) / axis->stride < axis->input, context);
+    }
+    CHECK(p.w.stride % 2 == 0 && launch.images == 1, context);
+    covers(launch.tiles_w, launch.pixels(), p.batch * p.h.input * p.w.input);
+    CHECK(p.h.input * p.w.input % pixels == 0, context);
+    return;
+  }
+  CHECK(launch.images * launch.window_h * launch.window_w <= launch.pixels(), context);
+  covers(launch.image_tiles, launch.images, p.batch);
+  check_windows(p.h, launch.tiles_h, launch.rows_out, launch.origin_h, launch.window_h, 1, context);
+  check_windows(p.w, launch.tiles_w, launch.cols_out, launch.origin_w, launch.window_w, launch.align_w,
+                context);
+  const bool whole = launch.window_h == p.h.input && launch.window_w == p.w.input;
+  CHECK(launch.images == 1 || (launch.tiles_h == 1 && launch.tiles_w == 1), context);
+  CHECK(launch.window_w % pixels == 0 || (whole && launch.window_h * launch.window_w % pixels == 0), context);
+  CHECK(launch.window_w == p.w.input || launch.align_w % pixels == 0, context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
+  if (plan.kernel == Kernel::kCol2im) return check_col2im(p, plan.col2im, device, context);
   if (plan.kernel == Kernel::kThin) return check_thin(p, plan.thin, device, context);
   if (plan.kernel == Kernel::kTileMma) return check_tile_mma(p, plan.tile_mma, device, context);
   if (plan.kernel == Kernel::kTileWgmma) return check_tile_wgmma(p, plan.tile_wgmma, device, context);
@@ -392,9 +459,10 @@ void test_typical_problems() {
       if (!tensor_cores || (split && !device.fast_tf32)) {
         CHECK(chosen == Kernel::kTileSimt, context);
       } else {
-        const bool tiles =
-            chosen == Kernel::kTileMma || (chosen == Kernel::kTileWgmma && device.limits.has_wgmma);
-        CHECK(chosen == Kernel::kThin || (tiles && !thin), context);
+        const bool on_wgmma = chosen == Kernel::kTileWgmma || chosen == Kernel::kCol2im;
+        CHECK(!on_wgmma || device.limits.has_wgmma, context);
+        const bool few = chosen == Kernel::kThin || chosen == Kernel::kCol2im;
+        CHECK(thin ? few : few || on_wgmma || chosen == Kernel::kTileMma, context);
       }
       check_plan(problem, device.limits, nullptr, context);
       Problem rounded = problem;
@@ -496,7 +564,7 @@ void test_empty_output() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
   for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "depthwise", "thin",
-                             "tile_simt", "tile_mma", "tile_wgmma"}) {
+                             "tile_simt", "tile_mma", "tile_wgmma", "col2im"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -519,11 +587,14 @@ void test_forced_kernels() {
       check_plan(p, kH100, "tile_mma", describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_wgmma").kernel == Kernel::kTileWgmma, describe(p));
       check_plan(p, kH100, "tile_wgmma", describe(p));
+      if (dtype != DType::kFloat16) continue;
+      CHECK(convt::make_plan(p, kH100, "col2im").kernel == Kernel::kCol2im, describe(p));
+      check_plan(p, kH100, "col2im", describe(p));
     }
   }
   // Launches by their estimates.
   const Problem many = make_problem(DType::kFloat16, 8, 128, 64, make_axis(256, 2, 2), make_axis(256, 2, 2));
-  for (const std::string kernel : {"thin", "tile_mma", "tile_wgmma"}) {
+  for (const std::string kernel : {"thin", "tile_mma", "tile_wgmma", "col2im"}) {
     const auto line = [&](const std::string& rank) {
       return convt::describe(convt::make_plan(many, kH100, (kernel + rank).c_str()));
     };
@@ -556,7 +627,8 @@ void test_forced_kernels() {
     message = error.what();
   }
   CHECK(message ==
-            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma or tile_wgmma, got Generic",
+            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma or col2im, got "
+            "Generic",
         message);
 }
 
@@ -592,10 +664,11 @@ void test_random_problems() {
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
     tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kThin ||
              plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
-             plan.kernel == Kernel::kTileWgmma;
+             plan.kernel == Kernel::kTileWgmma || plan.kernel == Kernel::kCol2im;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
-    for (const char* const forced : {"depthwise", "thin", "tile_mma", "tile_wgmma"}) {
+    for (const char* const forced :
+         {"depthwise", "thin", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {

@@ -5,6 +5,26 @@ namespace convt {
 
 inline constexpr int kLeastCopyBytes = 4;
 
+// Calls `visit` with a constant of one of the widths, in bytes, that copies have: 16, 8, 4 and 2.
+template <int kBytes>
+struct Width {
+  static constexpr int value = kBytes;
+};
+
+template <typename Visit>
+__device__ inline void with_width(int bytes, const Visit& visit) {
+  switch (bytes) {
+    case 16:
+      return visit(Width<16>{});
+    case 8:
+      return visit(Width<8>{});
+    case 4:
+      return visit(Width<4>{});
+    default:
+      return visit(Width<2>{});
+  }
+}
+
 // Starts a copy of kBytes (4, 8 or 16) to shared memory; where `valid` is false, zeros are written and
 // `source` is not read.
 template <int kBytes>

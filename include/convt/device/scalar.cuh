@@ -37,4 +37,11 @@ __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+// The same value, but what is computed from it is computed anew: sums take most registers, and what is needed
+// rarely is cheaper to find again than to keep.
+__device__ inline int afresh(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 }  // namespace convt

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 
+#include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
+#include "convt/device/scalar.cuh"
 #include "convt/divisor.h"
 #include "convt/problem.h"
 #include "convt/tile_mma.h"
@@ -75,13 +77,6 @@ __device__ inline Tile locate_tile(const Params<T>& p, int work) {
   return tile;
 }
 
-// The same value, but what is computed from it is computed anew: sums take most registers, and what is needed
-// rarely is cheaper to find again than to keep.
-__device__ inline int afresh(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
 // The point of the grid that pixel `pixel` of the tile stands for; `image` counts from the tile's first,
 // `number` is the pixel's in its image. Where pixels are numbered along the planes, some stand for no point:
 // their row or column lies past the tile's.
@@ -94,26 +89,6 @@ __device__ inline Point point_of_pixel(const Params<T>& p, int pixel) {
   const auto by_image = p.image_numbers.divide(pixel);
   const auto by_row = p.row_numbers.divide(by_image.remainder);
   return {by_image.quotient, by_image.remainder, by_row.quotient, by_row.remainder};
-}
-
-// Calls `visit` with a constant of one of the widths, in bytes, that copies have: 16, 8, 4 and 2.
-template <int kBytes>
-struct Width {
-  static constexpr int value = kBytes;
-};
-
-template <typename Visit>
-__device__ inline void with_width(int bytes, const Visit& visit) {
-  switch (bytes) {
-    case 16:
-      return visit(Width<16>{});
-    case 8:
-      return visit(Width<8>{});
-    case 4:
-      return visit(Width<4>{});
-    default:
-      return visit(Width<2>{});
-  }
 }
 
 // The first of a phase set's offsets in the table.

@@ -75,6 +75,86 @@ __device__ inline void wgmma(WgmmaSums& c0, WgmmaSums& c1, unsigned a, unsigned 
 #undef CONVT_WGMMA
 #undef CONVT_SUMS
 
+// ---- operands with the 128-byte swizzle: lines of 128 bytes whose eight 16-byte pieces are swapped, piece i
+// of line j in place i ^ j % 8, eight lines one after the other 1024 bytes from the next eight. A line is the
+// 64 channels of a pixel, or 64 rows or columns of a channel; such blocks of 64 columns lie `column_pitch`
+// apart. The descriptor's upper word: how far apart the eights lie, and the swizzle.
+inline constexpr unsigned kWgmmaSwizzledHigh = 1024 / 16 | 1u << 30;
+
+__device__ inline unsigned wgmma_swizzled_descriptor(unsigned address, unsigned column_pitch) {
+  return column_pitch / 16 << 16 | (address / 16 & 0x3fff);
+}
+
+#define CONVT_REGISTERS_0                                                  \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define CONVT_REGISTERS_1                                                            \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CONVT_REGISTERS_2                                                            \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define CONVT_REGISTERS_3                                                                        \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define CONVT_BLOCK(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define CONVT_BLOCKS(c, i)                                                                \
+  CONVT_BLOCK(c, i), CONVT_BLOCK(c, i + 1), CONVT_BLOCK(c, i + 2), CONVT_BLOCK(c, i + 3), \
+      CONVT_BLOCK(c, i + 4), CONVT_BLOCK(c, i + 5), CONVT_BLOCK(c, i + 6), CONVT_BLOCK(c, i + 7)
+
+// A and B are the numbers of the operands after the sums.
+#define CONVT_WGMMA_LINES(SHAPE, TYPE, REGISTERS, A, B, HIGH, ADDS, TURNS, ...)                      \
+  asm volatile("{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {" A ", " HIGH "};\nmov.b64 b, {" B \
+               ", " HIGH "};\nsetp.ne.b32 adds, " ADDS ", 0;\nwgmma.mma_async.sync.aligned." SHAPE   \
+               ".f32." TYPE "." TYPE " {" REGISTERS "}, a, b, adds, 1, 1, 1, " TURNS ";\n}\n"        \
+               : __VA_ARGS__                                                                         \
+               : "r"(a), "r"(b), "r"(kWgmmaSwizzledHigh), "r"(adds))
+
+#define CONVT_WGMMA_COLUMNS(TYPE, TURNS)                                                                   \
+  if constexpr (kColumns == 128) {                                                                         \
+    CONVT_WGMMA_LINES("m64n128k16", TYPE, CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1, "%64", "%65", "%66",   \
+                      "%67", TURNS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8));                               \
+  } else if constexpr (kColumns == 192) {                                                                  \
+    CONVT_WGMMA_LINES("m64n192k16", TYPE, CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1 ", " CONVT_REGISTERS_2, \
+                      "%96", "%97", "%98", "%99", TURNS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8),           \
+                      CONVT_BLOCKS(c, 16));                                                                \
+  } else {                                                                                                 \
+    static_assert(kColumns == 256);                                                                        \
+    CONVT_WGMMA_LINES("m64n256k16", TYPE,                                                                  \
+                      CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1 ", " CONVT_REGISTERS_2                      \
+                                        ", " CONVT_REGISTERS_3,                                            \
+                      "%128", "%129", "%130", "%131", TURNS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8),       \
+                      CONVT_BLOCKS(c, 16), CONVT_BLOCKS(c, 24));                                           \
+  }
+
+// c += a * b, or = a * b where `adds` is 0, 16 channels of 64 rows and kColumns columns of 16-bit elements.
+// The lines of `a` are channels, 64 rows each; those of `b` are channels where kTurned, else columns.
+template <typename T, int kColumns, bool kTurned>
+__device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, unsigned b, int adds) {
+  if constexpr (std::is_same_v<T, __half>) {
+    if constexpr (kTurned) {
+      CONVT_WGMMA_COLUMNS("f16", "1")
+    } else {
+      CONVT_WGMMA_COLUMNS("f16", "0")
+    }
+  } else {
+    if constexpr (kTurned) {
+      CONVT_WGMMA_COLUMNS("bf16", "1")
+    } else {
+      CONVT_WGMMA_COLUMNS("bf16", "0")
+    }
+  }
+}
+
+#undef CONVT_WGMMA_COLUMNS
+#undef CONVT_WGMMA_LINES
+#undef CONVT_BLOCKS
+#undef CONVT_BLOCK
+#undef CONVT_REGISTERS_3
+#undef CONVT_REGISTERS_2
+#undef CONVT_REGISTERS_1
+#undef CONVT_REGISTERS_0
+
 __device__ inline uint4 load_words(unsigned address) {
   uint4 a;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
