@@ -1,12 +1,14 @@
-"""Running other programs from tests."""
+"""Running other programs from tests, and importing those that are no modules of a package."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 
 def run(
@@ -29,3 +31,15 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program text in a fresh Python process."""
     return run(sys.executable, "-c", code, *arguments, env=env, check=check)
+
+
+def load_program(path: Path) -> ModuleType:
+    """Imports a Python program by its file."""
+    name = f"program_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from processes import load_program
 from setuptools.errors import OptionError, PlatformError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _module(path: str) -> ModuleType:
-    name = "convt_build_" + Path(path).stem
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-setup = _module("setup.py")
-source_hash = _module("scripts/source_hash.py").source_hash
+setup = load_program(ROOT / "setup.py")
+source_hash = load_program(ROOT / "scripts" / "source_hash.py").source_hash
 
 
 @pytest.mark.parametrize(

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from processes import load_program
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "upscale.py"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("upscale", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-upscale = load_script()
+upscale = load_program(SCRIPT)
 
 
 @pytest.fixture(autouse=True)
