@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run, run_python
+from processes import load_program, run, run_python
 from reference import assert_promised_strides
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import convt_ext
 
-CPP_EXAMPLE = Path(__file__).parent.parent / "examples" / "cpp"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+CPP_EXAMPLE = EXAMPLES / "cpp"
+example = load_program(EXAMPLES / "deploy.py")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on the PATH")
 
 
@@ -277,3 +279,80 @@ def test_aot_inductor_package(name: str, tmp_path: Path) -> None:
         compiled = torch._inductor.aoti_load_package(package)
         for x in sizes():
             close(compiled(x), model(x))
+
+
+# ---------------------------------------------------------------- examples/deploy.py
+
+
+def run_example(form: str, path: Path, device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs the example, which compares what it loads from the file with the model before conversion."""
+    assert example.main([form, str(path), "--device", device]) == 0
+    printed = capsys.readouterr().out
+    assert "3 replaced: 0, 3, 5\n1 folded into 0\n" in printed
+    assert f"wrote {path}; largest difference from the original model " in printed
+
+
+def example_case(device: str) -> tuple[Tensor, Tensor]:
+    """An input of the example's model, of a size that the example has not seen, and the output."""
+    torch.manual_seed(3)
+    x = torch.randn(3, 16, 6, 8)
+    with torch.no_grad():
+        return x.to(device), example.make_model()(x).to(device)
+
+
+def test_example_torchscript(tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_example("torchscript", tmp_path / "model.pt", device, capsys)
+    loaded = torch.jit.load(tmp_path / "model.pt", map_location=device)
+    assert str(loaded.inlined_graph).count("convt::conv_transpose2d") == 3
+    x, expected = example_case(device)
+    with torch.no_grad():
+        close(loaded(x), expected)
+
+
+def test_example_export(tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_example("export", tmp_path / "model.pt2", device, capsys)
+    program = torch.export.load(tmp_path / "model.pt2")
+    calls = [node for node in program.graph.nodes if node.target is torch.ops.convt.conv_transpose2d.default]
+    assert len(calls) == 3
+    x, expected = example_case(device)
+    with torch.no_grad():
+        close(program.module()(x), expected)
+
+
+def test_example_from_a_shell(tmp_path: Path) -> None:
+    done = run(sys.executable, EXAMPLES / "deploy.py", "export", tmp_path / "model.pt2")
+    assert "largest difference" in done.stdout
+    assert (tmp_path / "model.pt2").exists()
+
+
+def test_example_fails_if_the_results_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: nn.Module, x: Tensor, path: Path) -> nn.Module:
+        return nn.Sequential(model, nn.Threshold(-2, 0), nn.Hardtanh(-1, 0.01))
+
+    monkeypatch.setitem(example.FORMS, "export", wrong)
+    assert example.main(["export", str(tmp_path / "model.pt2")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pickle", "model.pt"], "argument form: invalid choice: 'pickle'"),
+        (["export"], "the following arguments are required: output"),
+        (["export", "nowhere/model.pt2"], "output must be in a folder that exists, got nowhere/model.pt2"),
+        (["export", "model.pt2", "--device", "cuda"], "--device cuda: torch sees no GPU"),
+    ],
+)
+def test_example_refuses_bad_arguments(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as exit_info:
+        example.main(arguments)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
