@@ -2,6 +2,7 @@
 
     python examples/deploy.py torchscript model.pt [--device cpu|cuda]
     python examples/deploy.py export model.pt2
+    python examples/deploy.py aot-inductor model.pt2
 
 Each form is one function below, which saves a converted model and returns what it loads from the file.
 """
@@ -58,7 +59,17 @@ def export(model: nn.Module, x: Tensor, path: Path) -> Loaded:
     return torch.export.load(path).module()
 
 
-FORMS: dict[str, Callable[[nn.Module, Tensor, Path], Loaded]] = {"torchscript": torchscript, "export": export}
+def aot_inductor(model: nn.Module, x: Tensor, path: Path) -> Loaded:
+    """For examples/cpp and Python: machine code for the device of `x`, with calls of the operator."""
+    torch._inductor.aoti_compile_and_package(exported(model, x), package_path=str(path))
+    return torch._inductor.aoti_load_package(str(path))
+
+
+FORMS: dict[str, Callable[[nn.Module, Tensor, Path], Loaded]] = {
+    "torchscript": torchscript,
+    "export": export,
+    "aot-inductor": aot_inductor,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

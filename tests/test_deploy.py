@@ -84,10 +84,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def export(model: nn.Module) -> torch.export.ExportedProgram:
+def export(model: nn.Module, device: str = "cpu") -> torch.export.ExportedProgram:
     batch, height, width = (torch.export.Dim(side, min=1, max=64) for side in ("batch", "height", "width"))
     return torch.export.export(
-        model, (torch.randn(2, 6, 4, 5),), dynamic_shapes={"input": {0: batch, 2: height, 3: width}}
+        model, (torch.randn(2, 6, 4, 5, device=device),), dynamic_shapes={"input": {0: batch, 2: height, 3: width}}
     )
 
 
@@ -100,7 +100,9 @@ torch.ops.load_library(library)
 torch.backends.cudnn.allow_tf32 = False
 x = torch.load(f"{folder}/input.pt", weights_only=True).to(device)
 for name in names:
-    if name.endswith(".pt2"):
+    if name.endswith(".package.pt2"):
+        model = torch._inductor.aoti_load_package(f"{folder}/{name}")
+    elif name.endswith(".pt2"):
         model = torch.export.load(f"{folder}/{name}").module().to(device)
     else:
         model = torch.jit.load(f"{folder}/{name}", map_location=device)
@@ -112,8 +114,12 @@ assert "convt_ext" not in sys.modules
 
 def test_saved_models_in_a_fresh_process(saved: Path, device: str) -> None:
     """A process that loads the library, not the package."""
-    files = sorted(file.name for file in saved.iterdir() if file.suffix in (".ts", ".pt2"))
-    assert len(files) == 3 * len(MODELS)
+    run_in_a_fresh_process(
+        saved, device, [f"{name}.{form}" for name in MODELS for form in ("scripted.ts", "traced.ts", "exported.pt2")]
+    )
+
+
+def run_in_a_fresh_process(saved: Path, device: str, files: list[str]) -> None:
     run_python(FRESH_PROCESS, convt_ext.library_path(), saved, device, *files)
     for file in files:
         expected = torch.load(saved / f"{file.split('.')[0]}.expected.pt", weights_only=True)
@@ -139,10 +145,13 @@ def cpp_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @models
 @pytest.mark.parametrize("form", ["scripted", "traced"])
 def test_saved_models_in_cpp(cpp_program: Path, saved: Path, name: str, form: str, device: str) -> None:
-    output = saved / f"{name}.{form}.{device}.cpp"
-    module = saved / f"{name}.{form}.ts"
-    result = run(cpp_program, convt_ext.library_path(), module, saved / "input.pt", output, device)
-    expected = torch.load(saved / f"{name}.expected.pt", weights_only=True)
+    run_in_cpp(cpp_program, saved, f"{name}.{form}.ts", device)
+
+
+def run_in_cpp(cpp_program: Path, saved: Path, file: str, device: str) -> None:
+    output = saved / f"{file}.{device}.cpp"
+    result = run(cpp_program, convt_ext.library_path(), saved / file, saved / "input.pt", output, device)
+    expected = torch.load(saved / f"{file.split('.')[0]}.expected.pt", weights_only=True)
     actual = torch.load(output, weights_only=True)
     # The program leaves torch's default alone, which allows TF32.
     close(actual, expected, 1e-2 if device == "cuda" else 1e-5)
@@ -269,16 +278,46 @@ def aot_inductor(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip(f"an AOTInductor package without our operator ends the process with signal {-probe.returncode}")
 
 
+@pytest.fixture(scope="module")
+def packages(saved: Path, device: str, aot_inductor: None) -> Path:
+    """The folder of saved models, with an AOTInductor package of each."""
+    for name in MODELS:
+        program = export(make_model(name).to(device), device)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(saved / f"{name}.{device}.package.pt2"))
+    return saved
+
+
 @needs_compiler
-@pytest.mark.usefixtures("aot_inductor")
 @models
-def test_aot_inductor_package(name: str, tmp_path: Path) -> None:
-    model = make_model(name)
+def test_aot_inductor_package(packages: Path, name: str, device: str) -> None:
+    model = make_model(name).to(device)
+    compiled = torch._inductor.aoti_load_package(str(packages / f"{name}.{device}.package.pt2"))
     with torch.no_grad():
-        package = torch._inductor.aoti_compile_and_package(export(model), package_path=str(tmp_path / "model.pt2"))
-        compiled = torch._inductor.aoti_load_package(package)
         for x in sizes():
-            close(compiled(x), model(x))
+            close(compiled(x.to(device)), model(x.to(device)))
+
+
+@needs_compiler
+def test_aot_inductor_packages_in_a_fresh_process(packages: Path, device: str) -> None:
+    run_in_a_fresh_process(packages, device, [f"{name}.{device}.package.pt2" for name in MODELS])
+
+
+@needs_compiler
+@models
+def test_aot_inductor_packages_in_cpp(cpp_program: Path, packages: Path, name: str, device: str) -> None:
+    run_in_cpp(cpp_program, packages, f"{name}.{device}.package.pt2", device)
+
+
+@needs_compiler
+def test_cpp_program_names_the_device_of_a_package(
+    cpp_program: Path, packages: Path, device: str, tmp_path: Path
+) -> None:
+    package = packages / f"direct.{device}.package.pt2"
+    library, output = convt_ext.library_path(), tmp_path / "output.pt"
+    refused = run(cpp_program, library, package, "1x6x4x4", output, "meta", check=False)
+    assert refused.returncode == 1
+    assert f"{package} was compiled for {device}, got DEVICE meta" in refused.stderr
+    assert not output.exists()
 
 
 # ---------------------------------------------------------------- examples/deploy.py
@@ -317,6 +356,20 @@ def test_example_export(tmp_path: Path, device: str, capsys: pytest.CaptureFixtu
     x, expected = example_case(device)
     with torch.no_grad():
         close(program.module()(x), expected)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("aot_inductor")
+def test_example_aot_inductor(
+    cpp_program: Path, tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The package runs in the C++ example."""
+    package, output = tmp_path / "model.pt2", tmp_path / "output.pt"
+    run_example("aot-inductor", package, device, capsys)
+    x, expected = example_case(device)
+    torch.save(x.cpu(), tmp_path / "input.pt")
+    run(cpp_program, convt_ext.library_path(), package, tmp_path / "input.pt", output, device)
+    close(torch.load(output, weights_only=True), expected.cpu(), 1e-2 if device == "cuda" else 1e-5)
 
 
 def test_example_from_a_shell(tmp_path: Path) -> None:
