@@ -3,6 +3,7 @@
     python examples/deploy.py torchscript model.pt [--device cpu|cuda]
     python examples/deploy.py export model.pt2
     python examples/deploy.py aot-inductor model.pt2
+    python examples/deploy.py onnx model.onnx                       (needs onnx, onnxscript and onnxruntime)
 
 Each form is one function below, which saves a converted model and returns what it loads from the file.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import convt_ext
+import convt_ext.onnx
 
 Loaded = Callable[[Tensor], Tensor]
 TOLERANCE = 1e-4  # of outputs between -1 and 1, in IEEE float32
@@ -65,10 +67,29 @@ def aot_inductor(model: nn.Module, x: Tensor, path: Path) -> Loaded:
     return torch._inductor.aoti_load_package(str(path))
 
 
+def onnx(model: nn.Module, x: Tensor, path: Path) -> Loaded:
+    """For other runtimes, which compute the standard ConvTranspose by themselves, without this package."""
+    import onnxruntime
+
+    torch.onnx.export(
+        exported(model, x),
+        f=path,
+        dynamo=True,
+        verbose=False,
+        external_data=False,  # one file
+        input_names=["input"],
+        output_names=["output"],
+        custom_translation_table=convt_ext.onnx.translation_table(),
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(["output"], {"input": x.cpu().numpy()})[0]).to(x.device)
+
+
 FORMS: dict[str, Callable[[nn.Module, Tensor, Path], Loaded]] = {
     "torchscript": torchscript,
     "export": export,
     "aot-inductor": aot_inductor,
+    "onnx": onnx,
 }
 
 

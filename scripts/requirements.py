@@ -2,7 +2,8 @@
 
     python scripts/requirements.py [--torch VERSION] GROUP...
 
-A GROUP is "build" (build-system.requires), "run" (the dependencies) or an optional dependency group ("test", "dev").
+A GROUP is "build" (build-system.requires), "run" (the dependencies) or an optional dependency group ("onnx", "test",
+"dev").
 With --torch, requirements on torch give way to that version.
 """
 

@@ -54,7 +54,7 @@ def run_pair(python: str, torch: str, wheel: Path, keep: bool) -> Outcome:
     venv = ROOT / "build" / "matrix" / f"python{python}-torch{torch}"
     venv_python = venv / "bin" / "python"
     # The wheel's own requirement on torch is left to pip: the version asked for must satisfy it.
-    install = [venv_python, "-m", "pip", "install", *requirements(["test"], torch), wheel]
+    install = [venv_python, "-m", "pip", "install", *requirements(["onnx", "test"], torch), wheel]
     test = [venv_python, "-m", "pytest", "-m", "not slow_matrix"]
     try:
         for step, command in (

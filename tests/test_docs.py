@@ -23,11 +23,16 @@ def test_docstring_examples() -> None:
     """Every example in the documentation runs."""
     code = """
 import doctest
+import importlib.util
 import sys
 import convt_ext
-from convt_ext import _library, conversion, functional, modules
+from convt_ext import _library, conversion, functional, modules, onnx
 
-results = [doctest.testmod(module) for module in (convt_ext, _library, conversion, functional, modules)]
+documented = [convt_ext, _library, conversion, functional, modules]
+if importlib.util.find_spec("onnxscript"):
+    documented.append(onnx)
+results = [doctest.testmod(module) for module in documented]
+assert all(result.attempted for result in results[1:]), results
 assert sum(result.attempted for result in results) >= 10, results
 sys.exit(sum(result.failed for result in results))
 """
