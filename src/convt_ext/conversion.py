@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -72,6 +73,7 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
 
     Raises:
         TypeError: `model` is no module.
+        ValueError: a part of `model` is wrapped in DistributedDataParallel or sharded by fully_shard already.
 
     Example:
         >>> import torch, convt_ext
@@ -81,6 +83,7 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _refuse_parallel(model)
     if not inplace:
         model = _copy_sharing_tensors(model)
     report = ConversionReport()
@@ -109,6 +112,22 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     if not isinstance(report, ConversionReport):
         raise ValueError("model must be what convt_ext.convert returned")
     return report
+
+
+def _refuse_parallel(model: nn.Module) -> None:
+    """Raises ValueError for a model whose parameters are bound to a process group: a copy's would be bound twice."""
+    wrappers: tuple[type, ...] = (nn.parallel.DistributedDataParallel,)
+    # Without the import, which takes its time, no module is of these classes.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        wrappers += (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    for name, module in model.named_modules():
+        if isinstance(module, wrappers):
+            what = f"module {name!r} of it" if name else "it"
+            raise ValueError(
+                "model must be converted before it is wrapped in DistributedDataParallel or sharded by fully_shard, got"
+                f" one in which {what} is a {type(module).__name__}"
+            )
 
 
 def _copy_sharing_tensors(model: Model) -> Model:
