@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
+from ranks import Ranks
 from reference import NEEDS_CUDA, TARGETS, Target, skip_without_code_for, tf32_allowed
 
 try:
@@ -47,3 +49,23 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> T
         skip_without_code_for(chosen.kernel)
         monkeypatch.setenv("CONVT_KERNEL", chosen.kernel)
     return chosen
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(torch.cuda.device_count() < Ranks.SIZE, reason="needs two CUDA GPUs"),
+            ],
+        ),
+    ],
+)
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """Two processes: gloo on the CPU, NCCL on two GPUs."""
+    processes = Ranks(request.param)
+    yield processes
+    processes.stop()

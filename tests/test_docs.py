@@ -26,9 +26,9 @@ import doctest
 import importlib.util
 import sys
 import convt_ext
-from convt_ext import _library, conversion, functional, modules, onnx
+from convt_ext import _library, conversion, dtensor, functional, modules, onnx
 
-documented = [convt_ext, _library, conversion, functional, modules]
+documented = [convt_ext, _library, conversion, dtensor, functional, modules]
 if importlib.util.find_spec("onnxscript"):
     documented.append(onnx)
 results = [doctest.testmod(module) for module in documented]

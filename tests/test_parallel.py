@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,26 +19,6 @@ import convt_ext
 
 STEPS = 3
 BATCH = 4
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(torch.cuda.device_count() < Ranks.SIZE, reason="needs two CUDA GPUs"),
-            ],
-        ),
-    ],
-)
-def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
-    """Two processes: gloo on the CPU, NCCL on two GPUs."""
-    processes = Ranks(request.param)
-    yield processes
-    processes.stop()
 
 
 class Decoder(nn.Module):

@@ -38,6 +38,31 @@ def _fake(
 # ---------------------------------------------------------------- autograd
 
 
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a batch [N, Cin, H, W] by input, weight and bias, None for those that are not wanted.
+
+    aten's backward is differentiable itself, which gives the second derivatives.
+    """
+    bias_sizes = [grad.shape[1]] if wanted[2] else None
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, bias_sizes, stride, padding, dilation, True, output_padding, groups, wanted
+    )
+
+
+# What computes the gradients of tensors of a class of their own; convt_ext.dtensor adds DTensor.
+backward_of_class: dict[type, Callable[..., tuple[Tensor | None, ...]]] = {}
+
+
 class _Function(torch.autograd.function._SingleLevelFunction):
     """The operator with its derivatives. Arguments are the keys left to dispatch to, then those of the operator.
 
@@ -52,10 +77,9 @@ class _Function(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, weight, bias, stride, padding, output_padding, groups, dilation = inputs
+        _, x, weight, _, stride, padding, output_padding, groups, dilation = inputs
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
-        ctx.bias_sizes = None if bias is None else list(bias.shape)
         ctx.output_shape = output.shape
         ctx.geometry = (
             expand("stride", stride),
@@ -67,21 +91,13 @@ class _Function(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # aten's backward is differentiable itself, which gives the second derivatives.
         x, weight = ctx.saved_tensors
-        stride, padding, output_padding, groups, dilation = ctx.geometry
         batched = x.dim() == 4
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_x, grad_weight, grad_bias = backward_of_class.get(type(x), backward)(
             grad if batched else grad.unsqueeze(0),
             x if batched else x.unsqueeze(0),
             weight,
-            ctx.bias_sizes,
-            stride,
-            padding,
-            dilation,
-            True,  # transposed
-            output_padding,
-            groups,
+            *ctx.geometry,
             list(ctx.needs_input_grad[1:4]),
         )
         if grad_x is not None and not batched:
