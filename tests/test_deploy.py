@@ -101,6 +101,7 @@ torch.backends.cudnn.allow_tf32 = False
 x = torch.load(f"{folder}/input.pt", weights_only=True).to(device)
 for name in names:
     if name.endswith(".package.pt2"):
+        import torch._inductor.codecache  # torch 2.10 does not import all that it loads packages with
         model = torch._inductor.aoti_load_package(f"{folder}/{name}")
     elif name.endswith(".pt2"):
         model = torch.export.load(f"{folder}/{name}").module().to(device)
