@@ -45,20 +45,23 @@ $(VENV)/made: $(STAMPS)/python
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 $(VENV)/requirements.txt: $(VENV)/made pyproject.toml scripts/requirements.py $(STAMPS)/torch
-	@$(VENV_PYTHON) scripts/requirements.py --torch $(TORCH) build onnx test dev > $@.new
+	@$(VENV_PYTHON) scripts/requirements.py --torch $(TORCH) build onnx test dev wheel > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 $(VENV)/stamp: $(VENV)/requirements.txt
 	$(VENV_PYTHON) -m pip install -r $<
 	@touch $@
 
-# setuptools packs whatever earlier builds left in build/lib*: start without.
-$(STAMPS)/wheel: $(SOURCES) $(VENV)/stamp $(STAMPS)/archs
-	rm -rf build/lib.* build/bdist.* dist/*.whl
-	$(VENV_PYTHON) -m pip wheel -v --no-build-isolation --no-deps -w dist .
+# setuptools packs whatever earlier builds left in build/lib*: start without. The steps after it are those of
+# [tool.cibuildwheel], with the tag that this machine's glibc gives.
+$(STAMPS)/wheel: $(SOURCES) $(VENV)/stamp $(STAMPS)/archs scripts/repair_wheel.py scripts/smoke_test.py
+	rm -rf build/lib.* build/bdist.* build/wheel dist/*.whl
+	$(VENV_PYTHON) -m pip wheel -v --no-build-isolation --no-deps -w build/wheel .
+	$(VENV_PYTHON) scripts/repair_wheel.py build/wheel/*.whl dist
 	$(VENV_PYTHON) -m pip install --no-deps --force-reinstall dist/*.whl
+	$(VENV_PYTHON) scripts/smoke_test.py
 	@touch $@
 
-wheel: $(STAMPS)/wheel  ## build dist/*.whl and install it into .venv
+wheel: $(STAMPS)/wheel  ## build, repair and install dist/*.whl, and try it out
 	@ls -l dist/*.whl
 
 # --- use and test

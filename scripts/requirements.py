@@ -2,8 +2,8 @@
 
     python scripts/requirements.py [--torch VERSION] GROUP...
 
-A GROUP is "build" (build-system.requires), "run" (the dependencies) or an optional dependency group ("onnx", "test",
-"dev").
+A GROUP is "build" (build-system.requires), "run" (the dependencies), an extra ("onnx"), or a dependency group ("test", "dev",
+"wheel").
 With --torch, requirements on torch give way to that version.
 """
 
@@ -27,6 +27,7 @@ def requirements(groups: list[str], torch: str | None = None) -> list[str]:
         "build": pyproject["build-system"]["requires"],
         "run": pyproject["project"]["dependencies"],
         **pyproject["project"]["optional-dependencies"],
+        **pyproject["dependency-groups"],
     }
     lines = [line for group in groups for line in by_group[group]]
     if torch is not None:

@@ -1,8 +1,9 @@
 """Installs the built wheel into environments of several Pythons and torch versions, and runs the tests in each.
 
-    python scripts/test_matrix.py [--wheel WHEEL] [--keep] [PYTHON:TORCH ...]
+    python scripts/test_matrix.py [--wheel WHEEL] [--smoke] [--keep] [PYTHON:TORCH ...]
 
 Without pairs: every supported minor version of torch, that used for development first, then the oldest and the newest.
+scripts/smoke_test.py comes before the tests; with --smoke, it is all that runs.
 A Python that this machine lacks is reported as "not run". An environment takes several GB, and is deleted after its run
 unless --keep is given.
 Exits with 0 when every pair that could be run passed, and at least one could.
@@ -47,22 +48,26 @@ def find_python(version: str) -> str | None:
     return None
 
 
-def run_pair(python: str, torch: str, wheel: Path, keep: bool) -> Outcome:
+def run_pair(python: str, torch: str, wheel: Path, smoke: bool, keep: bool) -> Outcome:
     interpreter = find_python(python)
     if interpreter is None:
         return Outcome(python, torch, "not run", f"no Python {python} on this machine")
     venv = ROOT / "build" / "matrix" / f"python{python}-torch{torch}"
     venv_python = venv / "bin" / "python"
     # The wheel's own requirement on torch is left to pip: the version asked for must satisfy it.
-    install = [venv_python, "-m", "pip", "install", *requirements(["onnx", "test"], torch), wheel]
+    needed = [f"torch=={torch}"] if smoke else requirements(["onnx", "test"], torch)
+    install = [venv_python, "-m", "pip", "install", *needed, wheel]
     test = [venv_python, "-m", "pytest", "-m", "not slow_matrix"]
     try:
         for step, command in (
             ("making the environment", [interpreter, "-m", "venv", "--clear", venv]),
             ("the install", install),
+            ("the smoke test", [venv_python, ROOT / "scripts" / "smoke_test.py"]),
         ):
             if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
                 return Outcome(python, torch, "FAILED", f"{step} failed")
+        if smoke:
+            return Outcome(python, torch, "passed", "the smoke test")
         environment = {**os.environ, "CONVT_WHEEL": str(wheel)}
         with subprocess.Popen(test, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -80,6 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", metavar="PYTHON:TORCH", nargs="*", default=PAIRS)
     parser.add_argument("--wheel", type=Path, help="default: the one in dist/")
+    parser.add_argument("--smoke", action="store_true", help="run the smoke test alone")
     parser.add_argument("--keep", action="store_true", help="keep the environments, under build/matrix")
     args = parser.parse_args()
     wheels = [args.wheel] if args.wheel else sorted((ROOT / "dist").glob("*.whl"))
@@ -91,7 +97,7 @@ def main() -> int:
         python, _, torch = pair.partition(":")
         print(f"\n=== Python {python}, torch {torch}", flush=True)
         begin = time.monotonic()
-        outcomes.append(run_pair(python, torch, wheels[0].resolve(), args.keep))
+        outcomes.append(run_pair(python, torch, wheels[0].resolve(), args.smoke, args.keep))
         print(f"=== {outcomes[-1].result} after {time.monotonic() - begin:.0f} s", flush=True)
 
     print(f"\n{'python':8}{'torch':10}{'result':10}")
