@@ -76,10 +76,11 @@ test: $(STAMPS)/wheel  ## run all tests against the installed wheel
 test-matrix: $(STAMPS)/wheel  ## run the tests under other Pythons and torch versions (downloads several GB)
 	$(VENV_PYTHON) scripts/test_matrix.py $(MATRIX)
 
-lint: $(VENV)/stamp  ## ruff, mypy and clang-format, changing nothing
+lint: $(VENV)/stamp  ## ruff, mypy, clang-format and the workflows' schema, changing nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
 
 format: $(VENV)/stamp  ## format Python, C++ and CUDA files in place

@@ -1,4 +1,4 @@
-"""How wheels are made: cibuildwheel's configuration, the repair, the smoke test."""
+"""How wheels are made and released: cibuildwheel's configuration, the smoke test, the workflows, the last check."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def _script(name: str) -> ModuleType:
@@ -25,6 +26,7 @@ def _script(name: str) -> ModuleType:
 
 smoke_test = _script("smoke_test")
 repair_wheel = _script("repair_wheel")
+faults = _script("check_release").faults
 
 
 def test_cibuildwheel_builds_for_every_cpython_and_nothing_else() -> None:
@@ -86,3 +88,42 @@ def test_smoke_checks_see_the_source_tree(tmp_path: Path) -> None:
     result = smoke_test.run(smoke_test.CHECKS["the package is the installed one"], str(tmp_path), (sys.executable,))
     assert result.returncode != 0
     assert "is not under" in result.stderr
+
+
+def test_commands_name_what_there_is() -> None:
+    """Scripts and make's targets that the workflows and cibuildwheel's configuration run."""
+    makefile = (ROOT / "Makefile").read_text()
+    texts = [path.read_text() for path in (*WORKFLOWS, ROOT / ".ci" / "run", ROOT / "pyproject.toml")]
+    scripts = {name for text in texts for name in re.findall(r"\b(scripts/\w+\.py)\b", text)}
+    targets = {name for text in texts for name in re.findall(r"^\s*(?:- run: )?make ([\w-]+)$", text, re.MULTILINE)}
+    assert {"scripts/repair_wheel.py", "scripts/smoke_test.py", "scripts/test_matrix.py"} <= scripts
+    assert {"lint", "test"} <= targets
+    assert all((ROOT / name).is_file() for name in scripts)
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert {path.name for path in WORKFLOWS} == {"ci.yml", "wheels.yml", "release.yml"}
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+WHEEL = "convt_ext-1.2.0-py3-none-manylinux_2_28_x86_64.whl"
+PYPROJECT = '[project]\nname = "convt_ext"\nversion = "1.2.0"\n'
+CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - 2026-01-01\n"
+
+
+def test_a_release_that_fits() -> None:
+    assert faults("v1.2.0", WHEEL, PYPROJECT, CHANGELOG) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"tag": "1.2.0"}, "the tag is 1.2.0, pyproject.toml has version 1.2.0: expected v1.2.0"),
+        ({"tag": "v1.3.0"}, "the tag is v1.3.0, pyproject.toml has version 1.2.0: expected v1.2.0"),
+        ({"wheel": WHEEL.replace("_2_28", "_2_34")}, f"expected {WHEEL}"),
+        ({"wheel": WHEEL.replace("manylinux_2_28", "linux")}, f"expected {WHEEL}"),
+        ({"changelog": "## [Unreleased]\n"}, "CHANGELOG.md has no section ## [1.2.0]"),
+    ],
+)
+def test_a_release_that_does_not_fit(change: dict[str, str], expected: str) -> None:
+    arguments = {"tag": "v1.2.0", "wheel": WHEEL, "pyproject": PYPROJECT, "changelog": CHANGELOG} | change
+    (fault,) = faults(**arguments)
+    assert expected in fault
