@@ -45,7 +45,7 @@ $(VENV)/made: $(STAMPS)/python
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 $(VENV)/requirements.txt: $(VENV)/made pyproject.toml scripts/requirements.py $(STAMPS)/torch
-	@$(VENV_PYTHON) scripts/requirements.py --torch $(TORCH) build onnx test dev wheel > $@.new
+	@$(VENV_PYTHON) scripts/requirements.py --torch $(TORCH) build onnx test dev wheel plot > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 $(VENV)/stamp: $(VENV)/requirements.txt
 	$(VENV_PYTHON) -m pip install -r $<

@@ -12,10 +12,8 @@ The exit code is 1 when a result is wrong, 130 after an interrupt.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import convt_ext
+from convt_ext._layers import LAYOUTS
+from convt_ext._timing import Call, Timing, rotation, time_graph, time_wall
+from convt_ext.doctor import environment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,10 +40,8 @@ from benchmarks.accuracy import Reference, broken_promises, errors, make_inputs,
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import Results, Row, derive, geometric_mean, merge, slug
 from benchmarks.roofline import DTYPES, RATES, floor_us
-from benchmarks.timing import Call, Timing, rotation, time_graph, time_wall
 
 PRECISIONS = tuple(DTYPES)
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 KERNELS = ("auto", "generic", "depthwise", "thin", "tile_simt", "tile_mma", "tile_wgmma", "col2im")
 QUICK_BUDGET_MS = 10.0
 
@@ -98,57 +97,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def library_info() -> dict[str, Any]:
-    info: dict[str, Any] = json.loads(torch.ops.convt._info())
-    return info
-
-
 def describe(device: torch.device, source_hash: str) -> dict[str, Any]:
     """What was measured, on what, with what."""
-    info = library_info()
-    meta: dict[str, Any] = {
+    meta = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "source_hash": source_hash,
-        "version": info["version"],
-        "archs": info["archs"],
-        "nvcc": info["nvcc"],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda or "none",
-        "python": ".".join(map(str, sys.version_info[:3])),
+        **environment(device),
         "complete": False,
     }
     if device.type == "cpu":
-        return meta | {
-            "device": "cpu",
-            "driver": "none",
-            "cudnn": "none",
-            "baseline": "ATen",
-            "timer": "wall",
-            "l2_mb": 0,
-            "rates": None,
-        }
+        return meta | {"l2_mb": 0, "rates": None}
     properties = torch.cuda.get_device_properties(device)
     rates = RATES.get(properties.name)
-    version = torch.backends.cudnn.version() or 0
-    return meta | {
-        "device": properties.name,
-        "driver": _driver(),
-        "cudnn": f"{version // 10000}.{version // 100 % 100}.{version % 100}",
-        "baseline": "cuDNN",
-        "timer": "graph",
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "l2_mb": properties.L2_cache_size / 2**20,
-        "rates": asdict(rates) if rates else None,
-    }
+    return meta | {"l2_mb": properties.L2_cache_size / 2**20, "rates": asdict(rates) if rates else None}
 
 
 def computed_precision(plan: str, asked: str) -> str:

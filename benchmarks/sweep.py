@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 
 import convt_ext
+from convt_ext._layers import LAYOUTS
+from convt_ext._timing import rotation, time_graph
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,8 +31,7 @@ from benchmarks.accuracy import Reference, broken_promises, errors, make_inputs,
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import check_same_source, geometric_mean, slug
 from benchmarks.roofline import DTYPES
-from benchmarks.run import LAYOUTS, PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
-from benchmarks.timing import rotation, time_graph
+from benchmarks.run import PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
 
 KERNELS = ("thin", "tile_mma", "tile_wgmma", "col2im")
 

@@ -2,8 +2,8 @@
 
     python scripts/requirements.py [--torch VERSION] GROUP...
 
-A GROUP is "build" (build-system.requires), "run" (the dependencies), an extra ("onnx"), or a dependency group ("test", "dev",
-"wheel").
+A GROUP is "build" (build-system.requires), "run" (the dependencies), an extra ("onnx", "plot") or a dependency group
+("test", "dev", "wheel", "docs").
 With --torch, requirements on torch give way to that version.
 """
 

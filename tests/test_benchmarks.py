@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 
 import convt_ext
+from convt_ext import _timing as timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import accuracy, overhead, report, roofline, run, sweep, timing
+from benchmarks import accuracy, overhead, report, roofline, run, sweep
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import Results, Row
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +77,40 @@ def _self_check(device: str) -> Iterator[tuple[bool, str]]:
             names = f"{str(dtype).removeprefix('torch.'):9} {str(layout).removeprefix('torch.'):17}"
             verdict = "pass" if passed else "FAIL"
             yield passed, f"  {verdict}  {device:6} {names} error {worst:5.2f} of the allowed   ({kernels})"
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a measurement on this device names beside its times: hardware, versions, and what it is compared with."""
+    info = library_info()
+    meta = {
+        "version": info["version"],
+        "archs": info["archs"],
+        "nvcc": info["nvcc"],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "python": platform.python_version(),
+    }
+    if device.type == "cpu":
+        return meta | {"device": "cpu", "driver": "none", "cudnn": "none", "baseline": "ATen", "timer": "wall"}
+    properties = torch.cuda.get_device_properties(device)
+    cudnn = torch.backends.cudnn.version() or 0
+    return meta | {
+        "device": properties.name,
+        "driver": _driver(),
+        "cudnn": f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}",
+        "baseline": "cuDNN",
+        "timer": "graph",
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+    }
 
 
 def _devices() -> list[str]:

@@ -1,4 +1,4 @@
-"""Time of an operator: on a GPU from replayed CUDA graphs, on the CPU from the wall clock."""
+"""Time of an operator: on a GPU from replayed CUDA graphs, on the CPU from the wall clock; benchmarks/ uses it too."""
 
 from __future__ import annotations
 
