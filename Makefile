@@ -20,7 +20,7 @@ STAMPS := build/stamps
 SOURCES := $(shell find cuda include src/convt_ext -not -name '*.pyc' -not -name __pycache__) setup.py pyproject.toml
 CXX_FILES = $(shell find cuda include tests/cpp examples/cpp -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help wheel demo test test-matrix lint format docs-tables source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
+.PHONY: help wheel demo test test-matrix lint format bench-plots docs-tables source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -87,6 +87,9 @@ format: $(VENV)/stamp  ## format Python, C++ and CUDA files in place
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+bench-plots:  ## draw benchmarks/results/h100.json into docs/images/
+	$(PYTHON) benchmarks/plots.py
 
 docs-tables:  ## rewrite the tables of docs/accuracy.md from benchmarks/results/h100.json
 	$(PYTHON) benchmarks/docs_tables.py

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from convt_ext import _timing as timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import accuracy, overhead, report, roofline, run, sweep
+from benchmarks import accuracy, overhead, plots, report, roofline, run, sweep
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import Results, Row
 
@@ -346,6 +348,56 @@ def test_merge_replaces_only_the_rows_of_the_new_run() -> None:
     assert merged.meta["date"] == "later"
     assert merged.meta["complete"]
     assert merged.overhead_us == {"no_grad": {"ours": 1.0}}
+
+
+def marks(svg: str) -> dict[str, float]:
+    """The marks of a plot: their titles, and where they are from left to right."""
+    found = {}
+    for element in ET.fromstring(svg).iter():
+        if element.get("class") == "mark":
+            places = [float(x) for x in re.findall(r"([\d.]+),", element.get("points", ""))]
+            (title,) = element
+            assert title.text
+            found[title.text] = float(element.get("cx") or (min(places) + max(places)) / 2)
+    return found
+
+
+def test_plots_show_every_row() -> None:
+    rows = synthetic_rows()
+    report.derive(rows)
+    drawn = plots.plots(Results(META, rows))
+    assert set(drawn) == {f"{name}-{theme}.svg" for name in ("speedup", "floor") for theme in ("light", "dark")}
+    a, b = "a, float32, IEEE", "b, float32, IEEE"
+    at = marks(drawn["speedup-light.svg"])
+    expected = {"NCHW": ("1.00x", "4.00x"), "channels_last": ("0.50x", "4.00x")}
+    assert set(at) == {f"{of}, {name}: {x}" for name, xs in expected.items() for of, x in zip((a, b), xs, strict=True)}
+    # From 1/2 to 4x there are three doublings.
+    left, right = at[f"{a}, channels_last: 0.50x"], at[f"{b}, NCHW: 4.00x"]
+    assert (left, right) == pytest.approx((plots.LEFT, plots.LEFT + plots.PANEL), abs=0.1)
+    assert at[f"{a}, NCHW: 1.00x"] == pytest.approx(left + (right - left) / 3, abs=0.1)
+    at = marks(drawn["floor-light.svg"])
+    assert at[f"{a}, NCHW: 50%"] == pytest.approx(plots.LEFT + plots.PANEL / 2, abs=0.1)
+    assert at[f"{a}, channels_last: 25%"] == pytest.approx(plots.LEFT + plots.PANEL / 4, abs=0.1)
+
+
+def test_plots_of_both_themes_differ_in_colors_alone() -> None:
+    rows = synthetic_rows()
+    report.derive(rows)
+    drawn = plots.plots(Results(META, rows))
+    for name in plots.QUANTITIES:
+        light, dark = (re.sub(r"#[0-9a-f]{6}", "", drawn[f"{name}-{theme}.svg"]) for theme in plots.THEMES)
+        assert light == dark
+        assert drawn[f"{name}-light.svg"] != drawn[f"{name}-dark.svg"]
+
+
+def test_plots_leave_out_what_was_not_measured(tmp_path: Path) -> None:
+    alone = Row("c", "fp16", "nhwc", "fp16", "generic", 10.0, floor_us=4.0)
+    rows = [*synthetic_rows(), Row("c", "fp16", "nchw"), alone]
+    results = Results(META, rows)
+    path = results.save(tmp_path)
+    assert plots.main(["--results", str(path), "--output", str(tmp_path / "images")]) == 0
+    assert not [title for title in marks((tmp_path / "images" / "speedup-dark.svg").read_text()) if "float16" in title]
+    assert "c, float16, channels_last: 40%" in marks((tmp_path / "images" / "floor-dark.svg").read_text())
 
 
 @pytest.mark.parametrize("name", report.SAME_SOURCE)

@@ -11,7 +11,7 @@ from processes import run_python
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import docs_tables
+from benchmarks import docs_tables, plots
 from benchmarks.report import PRECISION_TITLES, Results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +64,16 @@ def test_accuracy_page_quotes_the_results() -> None:
     assert sections == {"source", "summary", *PRECISION_TITLES}
     rows = [row for row in table_rows(ROOT / "docs" / "accuracy.md") if len(row) == 7 and row[1] in LAYOUTS.values()]
     assert len(rows) == len(results.rows)
+
+
+def test_plots_are_of_the_results() -> None:
+    """Each of them is linked from the README, in both of its themes."""
+    drawn = plots.plots(Results.load(ROOT / "benchmarks" / "results" / "h100.json"))
+    folder = ROOT / "docs" / "images"
+    committed = {path.name: path.read_text() for path in folder.glob("*.svg")}
+    assert committed == drawn, "run make bench-plots"
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"docs/images/{name}" in readme for name in drawn)
 
 
 def test_tables_are_rewritten_where_they_stand() -> None:
