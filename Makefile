@@ -20,7 +20,7 @@ STAMPS := build/stamps
 SOURCES := $(shell find cuda include src/convt_ext -not -name '*.pyc' -not -name __pycache__) setup.py pyproject.toml
 CXX_FILES = $(shell find cuda include tests/cpp examples/cpp -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help wheel demo test test-matrix lint format bench-plots docs-tables source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
+.PHONY: help wheel demo test test-matrix lint format docs bench-plots docs-tables source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -45,7 +45,7 @@ $(VENV)/made: $(STAMPS)/python
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 $(VENV)/requirements.txt: $(VENV)/made pyproject.toml scripts/requirements.py $(STAMPS)/torch
-	@$(VENV_PYTHON) scripts/requirements.py --torch $(TORCH) build onnx test dev wheel plot > $@.new
+	@$(VENV_PYTHON) scripts/requirements.py --torch $(TORCH) build onnx test dev wheel plot docs > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 $(VENV)/stamp: $(VENV)/requirements.txt
 	$(VENV_PYTHON) -m pip install -r $<
@@ -87,6 +87,9 @@ format: $(VENV)/stamp  ## format Python, C++ and CUDA files in place
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+docs: $(STAMPS)/wheel  ## build the pages of docs/ into build/docs/, warnings as errors
+	$(VENV_PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -b html -d build/doctrees docs build/docs
 
 bench-plots:  ## draw benchmarks/results/h100.json into docs/images/
 	$(PYTHON) benchmarks/plots.py

@@ -1,13 +1,20 @@
-"""The examples in docstrings run, and the numbers in the README and in docs/ are those of the committed results."""
+"""The examples in docstrings and pages run, and numbers, drawings and messages in them are those of the project."""
 
 from __future__ import annotations
 
+import doctest
 import re
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from processes import run_python
+
+import convt_ext
+from convt_ext import __main__ as program
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,6 +44,106 @@ assert sum(result.attempted for result in results) >= 10, results
 sys.exit(sum(result.failed for result in results))
 """
     run_python(code)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The texts between fences of a page that name this language; "" for those that name none."""
+    parts = re.split(r"^```(.*)\n", page.read_text() + "\n", flags=re.MULTILINE)
+    # Outside, what opens a fence, inside, what closes it, outside and so on.
+    return [text for opening, text in zip(parts[1::4], parts[2::4], strict=True) if opening == language]
+
+
+def run_examples(page: Path) -> int:
+    """Runs the Python of a page, one text after the other with the same variables; returns the number of examples."""
+    variables: dict[str, Any] = {"model": torch.nn.Sequential(torch.nn.ConvTranspose2d(64, 32, 4, 2, 1))}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    failures: list[str] = []
+    texts = blocks(page, "python")
+    for text in texts:
+        if text.startswith(">>>"):
+            test = doctest.DocTestParser().get_doctest(text, variables, str(page), str(page), 0)
+            runner.run(test, out=failures.append, clear_globs=False)
+            variables = test.globs
+        else:
+            exec(text if torch.cuda.is_available() else text.replace('"cuda"', '"cpu"'), variables)
+    assert not failures, "".join(failures)
+    return len(texts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page_examples(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # they write files
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        number = run_examples(page)
+    shown = {"README": 3, "quickstart": 5, "convert": 2, "one-dimension": 2, "deploy": 4, "benchmark": 1}
+    assert number >= shown.get(page.stem, 0)
+
+
+def test_wrong_examples_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\n>>> 1 + 1\n2\n```\n")
+    assert run_examples(page) == 1
+    page.write_text("```python\n>>> 1 + 1\n3\n```\n")
+    with pytest.raises(AssertionError, match="Expected"):
+        run_examples(page)
+
+
+def test_commands_of_the_pages_can_be_given() -> None:
+    lines = [line for page in PAGES for text in blocks(page, "") for line in text.splitlines()]
+    commands = [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("python -m convt_ext")]
+    parsed = [program.parsers()[0].parse_args(command) for command in commands]
+    assert [options.command for options in parsed].count("bench") >= 4
+    targets = {match[1] for line in lines if (match := re.match(r"make ([\w-]+)", line))}
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_messages_of_the_troubleshooting_page_are_real(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    files = [*(ROOT / "src" / "convt_ext").glob("*.py"), ROOT / "cuda" / "library.cpp"]
+    ours = "\n".join(path.read_text() for path in files)
+    for message in (
+        "convt_ext needs PyTorch",
+        "convt_ext has no compiled library at",
+        "convt_ext cannot load",
+        "no kernel for GPU",
+        "(compute capability",
+        "this build holds code for",
+        "convt_ext cannot read whether PyTorch",
+        "allows TF32 for convolutions",
+    ):
+        assert message in page
+        assert message in ours
+
+    model = torch.nn.Sequential(convt_ext.ConvTranspose2d(2, 2, 2)).eval()
+    torch.jit.script(model).save(str(tmp_path / "model.pt"))
+    torch.export.save(torch.export.export(model, (torch.ones(1, 2, 3, 3),)), tmp_path / "model.pt2")
+    code = """
+import sys, torch
+scripted, exported = sys.argv[1:]
+for call in (
+    lambda: torch.jit.load(scripted),
+    lambda: torch.export.load(exported),
+    lambda: torch.ops.convt.conv_transpose2d,
+):
+    try:
+        call()
+    except (RuntimeError, AttributeError) as error:
+        print(error)
+"""
+    torchs = run_python(code, tmp_path / "model.pt", tmp_path / "model.pt2").stdout
+    for message in (
+        "Unknown builtin op: convt::conv_transpose2d",
+        "'_OpNamespace' 'convt' object has no attribute 'conv_transpose2d'",
+        "We ran into an error when deserializing the saved file",
+    ):
+        assert message in page
+        assert message in torchs
 
 
 def table_rows(path: Path) -> list[list[str]]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from . import __version__, bench, doctor
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 1 if the self-check or a measurement failed."""
+def parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser of the command line, and that of ``bench`` in it."""
     parser = argparse.ArgumentParser(
         prog="python -m convt_ext",
         description="Without a command: versions, GPUs, the precision in force, and a self-check.",
@@ -23,6 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Times a transposed convolution, or those of a model, in both memory layouts beside PyTorch's.",
     )
     bench.add_arguments(bench_parser)
+    return parser, bench_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 1 if the self-check or a measurement failed."""
+    parser, bench_parser = parsers()
     options = parser.parse_args(arguments)
     if options.command == "bench":
         return bench.main(bench_parser, options)

@@ -36,7 +36,7 @@ class ConversionReport:
     """What :func:`convert` did to a model, by the names of its modules. The root's is ``""``."""
 
     replaced: list[str] = field(default_factory=list)
-    #: Batch normalizations that are part of a transposed convolution now: their names, and its.
+    #: The names of batch normalizations that are part of a transposed convolution now, and its name.
     folded: dict[str, str] = field(default_factory=dict)
     #: What stays as it was although it is, or follows, a transposed convolution; and why.
     left: dict[str, str] = field(default_factory=dict)

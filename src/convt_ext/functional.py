@@ -139,7 +139,7 @@ def plan(
     """Tells which kernel :func:`conv_transpose2d` would run on these arguments, without running it.
 
     Returns:
-        One line: the kernel's name ("aten" on the CPU), then its configuration as key=value pairs. The text is for
+        One line with the kernel's name ("aten" on the CPU), then its configuration as key=value pairs. The text is for
         people and may change.
 
     Raises:
