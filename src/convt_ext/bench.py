@@ -15,7 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,8 @@ def measure(
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
-        with torch.inference_mode():
+        # Streams and graphs are those of the current device.
+        with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return [_measure(layer, layout, device, budget_ms, progress) for layout in LAYOUTS]
     finally:
         torch.backends.cudnn.benchmark = benchmark
@@ -99,7 +100,7 @@ def _measure(layer: Layer, layout: str, device: torch.device, budget_ms: float, 
         found: Timing = time_graph(calls, budget_ms) if device.type == "cuda" else time_wall(calls, budget_ms)
         return found.median_us, (found.min_us, found.max_us)
 
-    with _recording(row.faults, "both"):
+    with _recording(row.faults, "the set-up"):
         first = layer.tensors(device, layout)
         row.kernel = functional.plan(*_in_two_dimensions(layer, *first))
         l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
