@@ -21,6 +21,9 @@ def _serve(connection: Connection, rank: int, size: int, device_type: str, store
     for name in ("CONVT_KERNEL", "CONVT_PRINT_PLAN"):
         os.environ.pop(name, None)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name may have no address
+    if device_type == "cpu":
+        # Where torch sees a GPU, fully_shard on a mesh of CPUs ends its process without a message (torch 2.11).
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
