@@ -20,7 +20,7 @@ STAMPS := build/stamps
 SOURCES := $(shell find cuda include src/convt_ext -not -name '*.pyc' -not -name __pycache__) setup.py pyproject.toml
 CXX_FILES = $(shell find cuda include tests/cpp examples/cpp -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help wheel demo test test-matrix lint format docs bench-plots docs-tables source-hash gpu gpu-build gpu-test gpu-bench sweep sanitize clean distclean FORCE
+.PHONY: help wheel demo test test-matrix lint format docs bench-plots docs-tables source-hash gpu gpu-build gpu-test gpu-bench gpu-models sweep sanitize clean distclean FORCE
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -126,6 +126,9 @@ gpu-test: build/gpu/stamp  ## run all tests against that build
 
 gpu-bench: build/gpu/stamp  ## benchmark that build; writes benchmarks/results/<gpu>.json and .md
 	$(GPU_RUN) -m benchmarks.run --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py)
+
+gpu-models: build/gpu/stamp  ## time whole generators, converted or not; writes benchmarks/results/<gpu>-models.json and .md
+	$(GPU_RUN) -m benchmarks.models --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py)
 
 sweep: build/gpu/stamp  ## time other launches beside the plan's; writes benchmarks/results/<gpu>-sweep.json and .md
 	$(GPU_RUN) -m benchmarks.sweep --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py) \

@@ -34,6 +34,7 @@ nitpick_ignore_regex = [("py:.*", r"torch\..*")]
 PAGES = {
     "performance": ("README.md", "Performance"),
     "results": ("benchmarks/results/h100.md", None),
+    "models": ("benchmarks/results/h100-models.md", None),
     "sweep": ("benchmarks/results/h100-sweep.md", None),
     "contributing": ("CONTRIBUTING.md", None),
     "changelog": ("CHANGELOG.md", None),
@@ -42,6 +43,7 @@ PAGES = {
 LINKS = [
     (r"\]\((\.\./)*README\.md#performance\)", "](performance.md)"),
     (r"\]\((\.\./)*benchmarks/results/h100\.md\)", "](results.md)"),
+    (r"\]\((\.\./)*benchmarks/results/h100-models\.md\)", "](models.md)"),
     (r"\]\((\.\./)*benchmarks/results/h100-sweep\.md\)", "](sweep.md)"),
     (r"\]\(docs/", "]("),
     (r'(src|srcset)="docs/images/', r'\1="_static/'),

@@ -21,7 +21,7 @@ from convt_ext import _timing as timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import accuracy, overhead, plots, report, roofline, run, sweep
+from benchmarks import accuracy, models, overhead, plots, report, roofline, run, sweep
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import Results, Row
 
@@ -576,3 +576,45 @@ def test_sweeps_are_merged(tmp_path: Path) -> None:
     assert file.with_suffix(".md").read_text().count("\n- ") == 3  # the sources, and the ratios in two precisions
     with pytest.raises(ValueError, match="cannot merge: source_hash is abc in the file and other in this run"):
         sweep.earlier_rows(file, META | {"source_hash": "other"})
+
+
+# ---------------------------------------------------------------- whole models
+
+
+def test_models_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every generator is converted completely, and gives what it gave before; the results name it."""
+    arguments = ["--device", "cpu", "--small", "--no-compile", "--precisions", "ieee", "--budget-ms", "1", "--output"]
+    assert models.main([*arguments, str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "cpu-models.json").read_text())["rows"]
+    assert [(row["model"], row["layout"]) for row in rows] == [
+        ("dcgan", "nchw"),
+        ("dcgan", "nhwc"),
+        ("unet", "nchw"),
+        ("unet", "nhwc"),
+        ("hifigan", "nchw"),
+    ]
+    for row in rows:
+        assert row["us"].keys() == {"eager", "converted"}
+        assert min(row["us"].values()) > 0
+        assert max(row["error"].values()) < 1e-4
+    assert capsys.readouterr().out.count("converted") == len(rows)
+    page = (tmp_path / "cpu-models.md").read_text()
+    assert page.count("| dcgan | ieee |") == 2
+    assert "| hifigan | ieee | - |" in page
+
+
+def test_models_need_a_gpu_or_a_dry_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        models.parse_arguments([])
+    assert "--device cpu" in capsys.readouterr().err
+
+
+def test_committed_models_are_rendered_from_their_numbers() -> None:
+    for file in (Path(models.__file__).parent / "results").glob("*-models.json"):
+        values = json.loads(file.read_text())
+        rows = [models.ModelRow(**row) for row in values["rows"]]
+        assert file.with_suffix(".md").read_text() == models.markdown(rows, values["meta"])
+        for row in rows:
+            # Converting a model does not make it less accurate.
+            assert row.error["converted"] <= 1.25 * row.error["eager"], row
