@@ -14,10 +14,6 @@ namespace {
 
 constexpr std::array<int, 4> kWidths = {16, 8, 4, 2};  // bytes of a copy
 
-bool divides(int64_t vector, std::initializer_list<int64_t> numbers) {
-  return std::all_of(numbers.begin(), numbers.end(), [vector](int64_t n) { return n % vector == 0; });
-}
-
 // The part of one axis that a tile takes.
 struct Span {
   int window, outputs, origin;

@@ -1,8 +1,10 @@
 // What the files of the plan share.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <limits>
 
 #include "convt/plan.h"
@@ -19,6 +21,11 @@ inline int64_t next_power_of_two(int64_t value) {
   int64_t power = 1;
   while (power < value) power *= 2;
   return power;
+}
+
+// Whether all the numbers are multiples of `vector`.
+inline bool divides(int64_t vector, std::initializer_list<int64_t> numbers) {
+  return std::all_of(numbers.begin(), numbers.end(), [vector](int64_t n) { return n % vector == 0; });
 }
 
 // The phases of an axis whose coordinates fit in 32 bits.

@@ -171,9 +171,6 @@ struct Search {
     if (problem.batch == 1) in.n = 0;
     if (problem.h.input == 1) in.h = 0;
     if (problem.w.input == 1) in.w = 0;
-    const auto divides = [](int64_t vector, std::initializer_list<int64_t> numbers) {
-      return std::all_of(numbers.begin(), numbers.end(), [vector](int64_t n) { return n % vector == 0; });
-    };
     launch.along_w = in.w == 1 && divides(4, {in.n, in.c, in.h, problem.w.input});
     launch.along_c =
         !launch.along_w && in.c == 1 && divides(16 / size, {in.n, in.h, in.w, problem.cin_per_group});
