@@ -133,6 +133,21 @@ OTHERS: dict[str, tuple[Any, Any, list[Placement], dict[str, Any], Placement | N
 }
 
 
+def compare(sharded: list[DTensor], plain: list[Tensor], **arguments: Any) -> DTensor:
+    """The output of a call of DTensors, which must be that of a call of plain tensors; so must the gradients."""
+    expected = convt_ext.conv_transpose2d(*plain, stride=2, **arguments)
+    actual = convt_ext.conv_transpose2d(*sharded, stride=2, **arguments)
+    assert isinstance(actual, DTensor)
+    assert_close(actual.full_tensor(), expected)
+    expected.square().sum().backward()
+    actual.square().sum().backward()
+    for ours, theirs in zip(sharded, plain, strict=True):
+        assert isinstance(ours.grad, DTensor)
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-3)
+    return actual
+
+
 def call_other(device: torch.device, name: str) -> None:
     shape, filters, placements, arguments, of_output = OTHERS[name]
     mesh = mesh_of(device)
@@ -145,18 +160,9 @@ def call_other(device: torch.device, name: str) -> None:
         else:
             leaf = distribute_tensor(tensor, mesh, [placement]).requires_grad_()
         sharded.append(leaf)
-    expected = convt_ext.conv_transpose2d(*plain, stride=2, **arguments)
-    actual = convt_ext.conv_transpose2d(*sharded, stride=2, **arguments)
-    assert isinstance(actual, DTensor)
+    actual = compare(sharded, plain, **arguments)
     if of_output is not None:
         assert actual.placements == (of_output,)
-    assert_close(actual.full_tensor(), expected)
-    expected.square().sum().backward()
-    actual.square().sum().backward()
-    for ours, theirs in zip(sharded, plain, strict=True):
-        assert isinstance(ours.grad, DTensor)
-        assert theirs.grad is not None
-        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -172,18 +178,9 @@ def call_on_two_dimensions(device: torch.device) -> None:
         placements = ((Shard(0), WHOLE), (WHOLE, Shard(1)), (WHOLE, Shard(0)))
         plain = [tensor.clone().requires_grad_() for tensor in tensors]
         sharded = [distribute_tensor(t, mesh, p).requires_grad_() for t, p in zip(tensors, placements, strict=True)]
-        expected = convt_ext.conv_transpose2d(*plain, stride=2)
-        actual = convt_ext.conv_transpose2d(*sharded, stride=2)
-        assert isinstance(actual, DTensor)
+        actual = compare(sharded, plain)
         assert actual.placements == (Shard(0), Shard(1))
         assert actual.to_local().shape[:2] == (4 / sides[0], 8 / sides[1])
-        assert_close(actual.full_tensor(), expected)
-        expected.square().sum().backward()
-        actual.square().sum().backward()
-        for ours, theirs in zip(sharded, plain, strict=True):
-            assert isinstance(ours.grad, DTensor)
-            assert theirs.grad is not None
-            torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-3)
 
 
 def test_mesh_of_two_dimensions(ranks: Ranks) -> None:
