@@ -25,17 +25,22 @@ __device__ inline void with_width(int bytes, const Visit& visit) {
   }
 }
 
-// Starts a copy of kBytes (4, 8 or 16) to shared memory; where `valid` is false, zeros are written and
-// `source` is not read.
+// Starts a copy of kBytes (4, 8 or 16) to shared memory, of which the first `read` come from `source` and the
+// others are zeros; where `read` is 0, `source` may be anything.
 template <int kBytes>
-__device__ inline void copy_async(unsigned destination, const void* source, bool valid) {
-  const int read = valid ? kBytes : 0;
+__device__ inline void copy_async_padded(unsigned destination, const void* source, int read) {
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(read));
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(source), "n"(kBytes),
                  "r"(read));
   }
+}
+
+// The same of all or, where `valid` is false, of none.
+template <int kBytes>
+__device__ inline void copy_async(unsigned destination, const void* source, bool valid) {
+  copy_async_padded<kBytes>(destination, source, valid ? kBytes : 0);
 }
 
 template <int kBytes>

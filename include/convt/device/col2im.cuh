@@ -21,7 +21,7 @@
 //
 // Lines of 128 bytes of a stage have their eight 16-byte pieces swapped by the line's number, as wgmma's
 // 128-byte swizzle has it: piece i of line j lies in place i ^ j % 8. Products have their columns swapped
-// likewise (product_column), so that neither stores of fragments nor reads along a row of the output meet the
+// likewise (swapped), so that neither stores of fragments nor reads along a row of the output meet the
 // same bank.
 //
 // Pixels outside the image are not multiplied by zeros: their products are not read.
@@ -159,12 +159,6 @@ __device__ inline int rows_before(const Params<T>& p, int first_cout) {
   return p.row_tap == 1 ? first_cout * p.taps % (p.weight_bytes / 2) : 0;
 }
 
-template <typename T>
-struct Source {
-  const T* at;
-  int elements;  // that exist; 0 or less: nothing is copied
-};
-
 // Vector `number` of a channel's rows of the weight, of all warpgroups'. Neighbours lie side by side in
 // memory.
 template <typename T>
@@ -209,13 +203,8 @@ __device__ inline Rows<T> locate_rows(const Params<T>& p, const Work& work, int 
 template <int kBytes, typename T>
 __device__ inline void copy(unsigned destination, const T* source, int elements) {
   const int bytes = 2 * min(max(elements, 0), kBytes / 2);
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(bytes)
-                 : "memory");
-  } else if constexpr (kBytes >= kLeastCopyBytes) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(source), "n"(kBytes),
-                 "r"(bytes)
-                 : "memory");
+  if constexpr (kBytes >= kLeastCopyBytes) {
+    copy_async_padded<kBytes>(destination, source, bytes);
   } else {
     const unsigned short x = bytes > 0 ? *reinterpret_cast<const unsigned short*>(source) : 0;
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(destination), "h"(x) : "memory");
@@ -248,7 +237,8 @@ __device__ inline void copy_channels(const Params<T>& p, unsigned lines, int fir
   const int channels = p.cin_per_group - chunk * kChunk;
   source += (chunk * kChunk + first) * stride;
   stride *= kStep;
-  if (kChunk % kStep == 0 && channels >= kChunk) {
+  static_assert(kChunk % kStep == 0);
+  if (channels >= kChunk) {
 #pragma unroll 8
     for (int i = 0; i < kChunk / kStep; ++i) {
       copy<kBytes>(in_later_line<kStep>(lines, start, first, i, byte), source, elements);
@@ -270,22 +260,14 @@ __device__ inline int loader() {
   return static_cast<int>(threadIdx.x) - C::kMultipliers;
 }
 
-template <int kBytes, typename C, typename T, int kShares>
-__device__ inline void load_weight(const Params<T>& p, const Rows<T> (&rows)[kShares], int chunk,
-                                   unsigned stage) {
-  constexpr int kLoaders = C::kLoaders;
+template <int kBytes, typename C, typename T>
+__device__ inline void load_weight(const Params<T>& p, const Rows<T>& rows, int chunk, unsigned stage) {
   constexpr int kVectors = C::kGroups * kRows / (kBytes / 2);
-  constexpr int kThreads = kVectors < kLoaders ? kVectors : kLoaders;  // side by side
-  constexpr int kStep = kLoaders / kThreads;
-  const int first = afresh(loader<C>()) / kThreads;
-  if (first >= kStep) return;
-#pragma unroll
-  for (int i = 0; i < (kVectors + kLoaders - 1) / kLoaders; ++i) {
-    if (rows[i].elements <= 0) continue;
-    copy_channels<kBytes, kStep>(p, stage + rows[i].row / kRows * kWeightBytes, first,
-                                 rows[i].row % kRows * 2, rows[i].at, p.weight_stride.cin, chunk,
-                                 rows[i].elements);
-  }
+  static_assert(C::kLoaders % kVectors == 0, "each thread has one vector");
+  if (rows.elements <= 0) return;
+  copy_channels<kBytes, C::kLoaders / kVectors>(p, stage + rows.row / kRows * kWeightBytes,
+                                                afresh(loader<C>()) / kVectors, rows.row % kRows * 2, rows.at,
+                                                p.weight_stride.cin, chunk, rows.elements);
 }
 
 template <int kBytes, typename C, typename T>
@@ -311,11 +293,9 @@ __device__ inline void load_input(const Params<T>& p, const T* group_input, cons
     constexpr int kVectors = kPixels / kVector, kLanes = kVectors < 32 ? kVectors : 32;  // of a channel
     constexpr int kSharers = 32 / kLanes, kStep = kLoaders / 32 * kSharers;
     const int lane = thread % 32;
-    if (lane >= kSharers * kLanes) return;
 #pragma unroll 1
     for (int i = 0; i < kVectors; i += kLanes) {
       const int n = (i + lane % kLanes) * kVector;
-      if (kVectors % kLanes != 0 && n >= kPixels) continue;
       const int64_t offset = pixels[n];
       if (offset < 0) continue;
       copy_channels<kBytes, kStep>(p, lines + n / 64 * (kChunk * kLine),
@@ -341,15 +321,7 @@ __device__ inline void load_works(const Params<T>& p, unsigned stages, int64_t* 
     sync_threads<kLoaders>(1);
     for (int n = thread; n < kPixels; n += kLoaders) pixels[n] = pixel_offset(p, work, n);
     sync_threads<kLoaders>(1);
-    // This thread's rows of the weight; several where they have more vectors than there are threads.
-    constexpr int kRowShares = (kGroups * kRows + kLoaders - 1) / kLoaders;
-    const int vectors = kGroups * kRows / (p.weight_bytes / 2);
-    Rows<T> rows[kRowShares];
-#pragma unroll
-    for (int i = 0; i < kRowShares; ++i) {
-      const int vector = vectors > kLoaders ? thread + i * kLoaders : thread % vectors;
-      rows[i] = vector < vectors ? locate_rows(p, work, vector) : Rows<T>{p.weight, 0, 0};
-    }
+    const Rows<T> rows = locate_rows(p, work, thread % (kGroups * kRows / (p.weight_bytes / 2)));
     const T* const group_input = p.input + work.group * int64_t{p.cin_per_group} * p.input_stride.c;
 #pragma unroll 1
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
