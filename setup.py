@@ -35,6 +35,8 @@ STABLE_ABI_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE
 NVCC_FLAGS = [
     "-O3",
     "-Werror=all-warnings",
+    # A third less than by default, in the wheel, too.
+    "-compress-mode=size",
     "-Xcompiler=" + ",".join([*HOST_FLAGS, "-fPIC"]),
     # A kernel whose registers spill, or whose arrays end up in local memory, is slow without a word: make it an error.
     "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error",
