@@ -25,6 +25,7 @@
 #include <cstring>
 
 #include "convt/depthwise.h"
+#include "convt/device/activation.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/kernels.h"
@@ -37,7 +38,7 @@ constexpr int kThreads = kDepthwiseThreads;
 constexpr int kVector = kDepthwiseVector;
 
 // Blocks that an SM must have registers for, by the sums of a thread.
-constexpr int min_blocks(int sums) { return sums >= 64 ? 2 : sums >= 32 ? 3 : 4; }
+constexpr int min_blocks(int sums) { return sums >= 64 ? 2 : 4; }
 
 template <typename T>
 struct DepthwiseParams {
@@ -48,6 +49,7 @@ struct DepthwiseParams {
   ActivationStrides input_stride, output_stride;
   WeightStrides weight_stride;
   int64_t bias_stride;
+  ActivationParams<float> activation;
   AxisPhases<int> phases_h, phases_w;
   Divisor<int> step_h, cout_per_group, cin_per_group;
   int row_step;  // elements between inputs step_h rows apart
@@ -353,21 +355,28 @@ __device__ void read_bias(const DepthwiseParams<T>& p, int channel, float (&bias
   }
 }
 
-// Adds the bias, rounds and stores. `output` is the first of C columns or V channels of row 0 of an image.
+// Adds the bias, rounds, applies the activation and stores. `output` is the first of C columns or V channels
+// of row 0 of an image.
 template <typename T, int C, int V, int X, int R, bool kLong>
 __device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, X, R, kLong>& sums,
                       const RowTaps& rows, const float (&bias)[V], T* output) {
   constexpr int kElements = C * V;
   const int row_distance = p.step_h * p.phases_h.stride;
+  float complete[R * kElements];
+#pragma unroll
+  for (int i = 0; i < R * kElements; ++i) {
+    const int e = i % kElements;
+    complete[i] = sums.value(e, i / kElements);
+    if constexpr (!kBiasFirst<T>) complete[i] += bias[V == 1 ? 0 : e];
+  }
+  if (!p.activation.is_identity()) activate_sums<T, 1>(p.activation, complete);
   output += rows.output * p.output_stride.h;
 #pragma unroll
   for (int i = 0; i < R; ++i) {
     if (rows.output + i * row_distance >= p.output_h) break;
     T values[kElements];
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      values[e] = narrow<T>(kBiasFirst<T> ? sums.value(e, i) : sums.value(e, i) + bias[V == 1 ? 0 : e]);
-    }
+    for (int e = 0; e < kElements; ++e) values[e] = narrow<T>(complete[i * kElements + e]);
     if constexpr (kElements == 1) {
       *output = values[0];
     } else {

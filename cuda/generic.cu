@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "convt/activate.h"
 #include "convt/device/scalar.cuh"
 #include "convt/kernels.h"
 #include "convt/phases.h"
@@ -78,8 +79,9 @@ __device__ AxisTaps<Index> taps_of(const AxisPhases<Index>& axis, Index padded_o
 
 template <typename T, typename Index>
 __global__ void __launch_bounds__(kThreads, 4)
-    generic_kernel(const GenericParams<Index> p, const T* __restrict__ input, const T* __restrict__ weight,
-                   const T* __restrict__ bias, T* __restrict__ output) {
+    generic_kernel(const GenericParams<Index> p, const ActivationParams<accumulator_t<T>> activation,
+                   const T* __restrict__ input, const T* __restrict__ weight, const T* __restrict__ bias,
+                   T* __restrict__ output) {
   using Acc = accumulator_t<T>;
   const Index step = static_cast<Index>(gridDim.x) * kThreads;
   for (Index linear = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x; linear < p.outputs;
@@ -117,6 +119,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
     }
     if (bias != nullptr) total += widen(bias[at.c * p.bias_stride]);
+    if (!activation.is_identity()) total = activate(activation, widen(narrow<T>(total)));
     output[linear] = narrow<T>(total);
   }
 }
@@ -148,8 +151,9 @@ cudaError_t launch(const Problem& problem, cudaStream_t stream) {
   constexpr int64_t kMaxBlocks = 1 << 20;  // the grid strides over the rest
   const int64_t blocks = std::min(kMaxBlocks, (problem.output_elements() + kThreads - 1) / kThreads);
   generic_kernel<T, Index><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-      p, static_cast<const T*>(problem.input), static_cast<const T*>(problem.weight),
-      static_cast<const T*>(problem.bias), static_cast<T*>(problem.output));
+      p, activation_params<accumulator_t<T>>(problem.activation), static_cast<const T*>(problem.input),
+      static_cast<const T*>(problem.weight), static_cast<const T*>(problem.bias),
+      static_cast<T*>(problem.output));
   return cudaGetLastError();
 }
 

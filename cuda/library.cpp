@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,6 +25,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "convt/activation.h"
 #include "convt/kernels.h"
 #include "convt/plan.h"
 #include "convt/problem.h"
@@ -49,7 +51,8 @@ template <typename... Parts>
   throw std::runtime_error(message.str());
 }
 
-std::string to_string(const int64_t* values, size_t count) {
+template <typename T>
+std::string to_string(const T* values, size_t count) {
   std::ostringstream text;
   text << '[';
   for (size_t i = 0; i < count; ++i) text << (i == 0 ? "" : ", ") << values[i];
@@ -112,6 +115,7 @@ struct Arguments {
   IntHeaderOnlyArrayRef stride, padding, output_padding;
   int64_t groups;
   IntHeaderOnlyArrayRef dilation;
+  Activation activation;  // of the output
 };
 
 Pair expand(const char* name, IntHeaderOnlyArrayRef values) {
@@ -268,6 +272,79 @@ Problem check_arguments(const Arguments& a) {
   return p;
 }
 
+// ---------------------------------------------------------------- activation
+
+struct ActivationEntry {
+  const char* name;
+  ActivationKind kind;
+  size_t count;         // how many numbers it has itself, before scale and shift
+  const char* numbers;  // their names
+  bool has_defaults;
+  double a, b;  // the defaults
+};
+
+// The same table as in src/convt_ext/_activation.py; tests/test_refusals.py holds the two together.
+constexpr ActivationEntry kActivations[] = {
+    {"none", ActivationKind::kNone, 0, "", true, 0, 0},
+    {"relu", ActivationKind::kRelu, 0, "", true, 0, 0},
+    {"leaky_relu", ActivationKind::kLeakyRelu, 1, "negative_slope", true, 0.01, 0},
+    {"elu", ActivationKind::kElu, 1, "alpha", true, 1, 0},
+    {"silu", ActivationKind::kSilu, 0, "", true, 0, 0},
+    {"gelu", ActivationKind::kGelu, 0, "", true, 0, 0},
+    {"gelu_tanh", ActivationKind::kGeluTanh, 0, "", true, 0, 0},
+    {"mish", ActivationKind::kMish, 0, "", true, 0, 0},
+    {"sigmoid", ActivationKind::kSigmoid, 0, "", true, 0, 0},
+    {"tanh", ActivationKind::kTanh, 0, "", true, 0, 0},
+    {"hardtanh", ActivationKind::kHardtanh, 2, "min_val, max_val", true, -1, 1},
+    {"clamp", ActivationKind::kHardtanh, 2, "min_val, max_val", false, 0, 0},
+    {"hardswish", ActivationKind::kHardswish, 0, "", true, 0, 0},
+};
+
+[[noreturn]] void refuse_activation(const std::string& name) {
+  std::string names;
+  for (const ActivationEntry& entry : kActivations)
+    names += (names.empty() ? "" : ", ") + std::string(entry.name);
+  refuse("activation must be one of ", names, ", got '", name, "'");
+}
+
+[[noreturn]] void refuse_count(const ActivationEntry& entry, const std::vector<double>& params) {
+  std::ostringstream expected;
+  if (entry.has_defaults) expected << (entry.count == 0 ? "0 or " : "0, ");
+  if (entry.count != 0) expected << entry.count << " or ";
+  expected << entry.count + 2 << " numbers (";
+  if (entry.count != 0) expected << entry.numbers << ", then ";
+  refuse("params of ", entry.name, " must hold ", expected.str(), "scale and shift), got ",
+         to_string(params.data(), params.size()));
+}
+
+Activation parse_activation(const std::string& name, const std::vector<double>& params) {
+  const ActivationEntry* found = nullptr;
+  for (const ActivationEntry& entry : kActivations) {
+    if (name == entry.name) found = &entry;
+  }
+  if (found == nullptr) refuse_activation(name);
+  const size_t count = found->count, given = params.size();
+  if (given != count && given != count + 2 && !(given == 0 && found->has_defaults))
+    refuse_count(*found, params);
+  for (const double number : params) {
+    if (std::isnan(number)) {
+      refuse("params of ", found->name, " must not be NaN, got ", to_string(params.data(), given));
+    }
+  }
+  Activation activation{found->kind, found->a, found->b};
+  if (count >= 1 && given != 0) activation.a = params[0];
+  if (count >= 2 && given != 0) activation.b = params[1];
+  if (given == count + 2) {
+    activation.scale = params[count];
+    activation.shift = params[count + 1];
+  }
+  if (activation.kind == ActivationKind::kHardtanh && activation.a > activation.b) {
+    refuse("params of ", found->name, " must hold a min_val that is at most max_val, got ",
+           to_string(params.data(), given));
+  }
+  return activation;
+}
+
 // ---------------------------------------------------------------- output
 
 struct Layout {
@@ -300,29 +377,92 @@ Tensor allocate(const Layout& layout, const Tensor& like) {
 
 // ---------------------------------------------------------------- CPU
 
-// aten's own operator, reached through the dispatcher: not what this library is for.
-Tensor call_aten(const Arguments& a) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  StableIValue stack[8] = {from(a.input),   from(a.weight),         from(a.bias),   from(a.stride),
-                           from(a.padding), from(a.output_padding), from(a.groups), from(a.dilation)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv_transpose2d", "input", stack, TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
+// aten's own operators, reached through the dispatcher: not what this library is for.
+template <typename... Inputs>
+Tensor call_aten(const char* name, const char* overload, const Inputs&... inputs) {
+  StableIValue stack[] = {torch::stable::detail::from(inputs)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A number as an operand. The stable ABI cannot pass a Scalar; a tensor without dimensions does not change
+// the other's dtype either.
+Tensor constant(double value, const Tensor& like) {
+  Tensor tensor = allocate({0, {}, {}}, aoti_torch_dtype_float64(), like);
+  *static_cast<double*>(tensor.mutable_data_ptr()) = value;
+  return tensor;
+}
+
+Tensor times(const Tensor& x, double factor) {
+  return call_aten("aten::mul", "Tensor", x, constant(factor, x));
+}
+
+Tensor where_positive(const Tensor& x, const Tensor& otherwise) {
+  return call_aten("aten::where", "self", call_aten("aten::gt", "Tensor", x, constant(0, x)), x, otherwise);
+}
+
+Tensor activate(const Activation& activation, const Tensor& x) {
+  switch (activation.kind) {
+    case ActivationKind::kNone:
+      return x;
+    case ActivationKind::kRelu:
+      return call_aten("aten::relu", "", x);
+    case ActivationKind::kLeakyRelu:
+      return where_positive(x, times(x, activation.a));
+    case ActivationKind::kElu:
+      return where_positive(x, times(call_aten("aten::expm1", "", x), activation.a));
+    case ActivationKind::kSilu:
+      return call_aten("aten::silu", "", x);
+    case ActivationKind::kGelu:
+      return call_aten("aten::gelu", "", x, std::string("none"));
+    case ActivationKind::kGeluTanh:
+      return call_aten("aten::gelu", "", x, std::string("tanh"));
+    case ActivationKind::kMish:
+      return call_aten("aten::mish", "", x);
+    case ActivationKind::kSigmoid:
+      return call_aten("aten::sigmoid", "", x);
+    case ActivationKind::kTanh:
+      return call_aten("aten::tanh", "", x);
+    case ActivationKind::kHardtanh:
+      return call_aten("aten::clamp", "Tensor", x, std::optional<Tensor>(constant(activation.a, x)),
+                       std::optional<Tensor>(constant(activation.b, x)));
+    case ActivationKind::kHardswish:
+      return call_aten("aten::hardswish", "", x);
+  }
+  refuse("activation has no code for the CPU");
+}
+
+// The tensor itself if it has the dtype and the layout, else a copy.
+Tensor conform(const Tensor& tensor, const Layout& layout, int32_t dtype) {
+  int32_t own_dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &own_dtype));
+  const auto strides = tensor.strides();
+  bool conforms = own_dtype == dtype;
+  for (size_t d = 0; d < static_cast<size_t>(layout.dim); ++d) conforms &= strides[d] == layout.strides[d];
+  if (conforms) return tensor;
+  Tensor copy = allocate(layout, dtype, tensor);
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 Tensor conv_transpose2d_cpu(const Arguments& a) {
   const Problem problem = check_arguments(a);
   const Layout layout = output_layout(problem, a.input.dim());
   if (problem.batch == 0) return allocate(layout, a.input);
-  Tensor result = call_aten(a);
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(a.input.get(), &dtype));
+  Tensor result = call_aten("aten::conv_transpose2d", "input", a.input, a.weight, a.bias, a.stride, a.padding,
+                            a.output_padding, a.groups, a.dilation);
+  if (!a.activation.is_identity()) {
+    result = activate(
+        a.activation,
+        conform(result, layout, problem.dtype == DType::kFloat64 ? dtype : aoti_torch_dtype_float32()));
+    if (a.activation.scale != 1) result = times(result, a.activation.scale);
+    if (a.activation.shift != 0)
+      result = torch::stable::subtract(result, constant(-a.activation.shift, result));
+  }
   // aten's layout depends on the weight's too, and on the library it picks.
-  const auto strides = result.strides();
-  bool as_promised = true;
-  for (size_t d = 0; d < static_cast<size_t>(layout.dim); ++d) as_promised &= strides[d] == layout.strides[d];
-  if (as_promised) return result;
-  Tensor copy = allocate(layout, a.input);
-  torch::stable::copy_(copy, result);
-  return copy;
+  return conform(result, layout, dtype);
 }
 
 // ---------------------------------------------------------------- precision
@@ -468,6 +608,7 @@ void complete_for_cuda(const Arguments& a, Problem& p) {
     p.bias = a.bias->const_data_ptr();
     p.bias_stride = a.bias->stride(0);
   }
+  p.activation = a.activation;
 }
 
 // The paths of a tensor-core kernel.
@@ -594,31 +735,45 @@ template <auto kFunction>
 auto unpacked(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               IntHeaderOnlyArrayRef stride, IntHeaderOnlyArrayRef padding,
               IntHeaderOnlyArrayRef output_padding, int64_t groups, IntHeaderOnlyArrayRef dilation) {
-  return kFunction(Arguments{input, weight, bias, stride, padding, output_padding, groups, dilation});
+  return kFunction(Arguments{input, weight, bias, stride, padding, output_padding, groups, dilation, {}});
 }
 
-#define CONVT_PARAMETERS                                                                        \
-  "(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] " \
-  "output_padding=0, "                                                                          \
-  "int groups=1, int[2] dilation=1)"
+template <auto kFunction>
+auto unpacked_with_activation(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                              IntHeaderOnlyArrayRef stride, IntHeaderOnlyArrayRef padding,
+                              IntHeaderOnlyArrayRef output_padding, int64_t groups,
+                              IntHeaderOnlyArrayRef dilation, const std::string& activation,
+                              const std::vector<double>& params) {
+  return kFunction(Arguments{input, weight, bias, stride, padding, output_padding, groups, dilation,
+                             parse_activation(activation, params)});
+}
+
+#define CONVT_PARAMETERS                                                                       \
+  "Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] " \
+  "output_padding=0, "                                                                         \
+  "int groups=1, int[2] dilation=1"
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(convt, library) {
   // Frozen: saved models name it.
-  library.def("conv_transpose2d" CONVT_PARAMETERS " -> Tensor");
+  library.def("conv_transpose2d(" CONVT_PARAMETERS ") -> Tensor");
+  library.def("conv_transpose2d_act(" CONVT_PARAMETERS
+              ", *, str activation=\"none\", float[] params=[]) -> Tensor");
   // For the Python package and for debugging; may change.
-  library.def("_plan" CONVT_PARAMETERS " -> str");
+  library.def("_plan(" CONVT_PARAMETERS ") -> str");
   library.def("_info() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(convt, CPU, library) {
   library.impl("conv_transpose2d", TORCH_BOX(&unpacked<conv_transpose2d_cpu>));
+  library.impl("conv_transpose2d_act", TORCH_BOX(&unpacked_with_activation<conv_transpose2d_cpu>));
   library.impl("_plan", TORCH_BOX(&unpacked<plan_text_cpu>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(convt, CUDA, library) {
   library.impl("conv_transpose2d", TORCH_BOX(&unpacked<conv_transpose2d_cuda>));
+  library.impl("conv_transpose2d_act", TORCH_BOX(&unpacked_with_activation<conv_transpose2d_cuda>));
   library.impl("_plan", TORCH_BOX(&unpacked<plan_text_cuda>));
 }
 

@@ -117,8 +117,9 @@ def test_normalizations_are_folded() -> None:
     converted = convt_ext.convert(model)
     report = convt_ext.conversion_report(converted)
     assert report.folded == {"0.1": "0.0", "1.1": "1.0"}
+    assert report.fused == {"0.2": "0.0", "1.2": "1.0", "2.1": "2.0"}
     assert report.left == {}
-    assert [type(converted.get_submodule(name)) for name in report.folded] == [nn.Identity] * 2
+    assert [type(converted.get_submodule(name)) for name in (*report.folded, *report.fused)] == [nn.Identity] * 5
     assert converted.get_submodule("0.0").bias is not None
     # The model that was converted is as before.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -165,6 +166,105 @@ def test_normalizations_that_stay(make: Any, reason: str | None) -> None:
     assert all(reason is not None and reason in text for text in report.left.values())
 
 
+ACTIVATIONS = {
+    "relu": (nn.ReLU(), ("relu", ())),
+    "relu in place": (nn.ReLU(inplace=True), ("relu", ())),
+    "leaky_relu": (nn.LeakyReLU(0.2), ("leaky_relu", (0.2,))),
+    "elu": (nn.ELU(1.5), ("elu", (1.5,))),
+    "silu": (nn.SiLU(), ("silu", ())),
+    "gelu": (nn.GELU(), ("gelu", ())),
+    "gelu by tanh": (nn.GELU(approximate="tanh"), ("gelu_tanh", ())),
+    "mish": (nn.Mish(), ("mish", ())),
+    "sigmoid": (nn.Sigmoid(), ("sigmoid", ())),
+    "tanh": (nn.Tanh(), ("tanh", ())),
+    "hardtanh": (nn.Hardtanh(-2, 3), ("hardtanh", (-2.0, 3.0))),
+    "relu6": (nn.ReLU6(), ("hardtanh", (0.0, 6.0))),
+    "hardswish": (nn.Hardswish(), ("hardswish", ())),
+}
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize(("activation", "expected"), ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_activations_are_fused(activation: nn.Module, expected: tuple[str, tuple[float, ...]], dimensions: int) -> None:
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dimensions - 1]
+    model, x = nn.Sequential(kind(4, 3, 3), activation, nn.Tanh()).eval(), 3 * torch.randn(2, 4, *[5] * dimensions)
+    converted = convt_ext.convert(model)
+    assert (converted[0].activation, converted[0].params) == expected
+    assert [type(module) for module in converted[1:]] == [nn.Identity, nn.Tanh]
+    assert convt_ext.conversion_report(converted).fused == {"1": "0"}
+    assert_close(converted(x), model(x))
+    assert type(model[1]) is type(activation)
+    again = convt_ext.convert(converted)
+    assert convt_ext.conversion_report(again).fused == {}
+    assert_close(again(x), model(x))
+
+
+def test_a_fused_model_still_trains() -> None:
+    model, x = made(dcgan).eval(), torch.randn(2, 16, 1, 1)
+    kept, fused = convt_ext.convert(model, fuse=False), convt_ext.convert(model)
+    fused(x).square().sum().backward()
+    kept(x).square().sum().backward()
+    assert_close(fused[2][0].weight.grad, kept[2][0].weight.grad)
+    assert_close(fused.train()(x), model(x))
+
+
+def test_an_activation_elsewhere_stays() -> None:
+    activation = nn.ReLU()
+    model = nn.Sequential(layer(), activation, nn.Conv2d(4, 4, 1), activation, layer(), activation).eval()
+    converted = convt_ext.convert(model)
+    assert convt_ext.conversion_report(converted).fused == {"1": "0", "5": "4"}
+    assert type(converted[3]) is nn.ReLU
+    x = torch.randn(1, 4, 5, 5)
+    assert_close(converted(x), model(x))
+
+
+class SubclassedReLU(nn.ReLU):
+    pass
+
+
+NOT_FUSED = {
+    "hooks": (lambda: with_hook(nn.Sequential(layer(), nn.ReLU())), "it has hooks"),
+    "hooks of the layer": (
+        lambda: nn.Sequential(with_hook(nn.Sequential(nn.Identity(), layer()))[1], nn.ReLU()),
+        "the transposed convolution before it has hooks",
+    ),
+    "shared layer": (
+        lambda: (lambda up: nn.Sequential(up, nn.ReLU(), up))(layer()),
+        "the transposed convolution before it is used more than once",
+    ),
+    "subclass": (lambda: nn.Sequential(layer(), SubclassedReLU()), None),
+    "unknown": (lambda: nn.Sequential(layer(), nn.Softplus()), None),
+    "not behind it": (lambda: nn.Sequential(layer(), nn.MaxPool2d(2), nn.ReLU()), None),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), NOT_FUSED.values(), ids=NOT_FUSED)
+def test_activations_that_stay(make: Any, reason: str | None) -> None:
+    model = make().eval()
+    converted = convt_ext.convert(model)
+    report = convt_ext.conversion_report(converted)
+    assert report.fused == {}
+    assert list(report.left.values()) == ([] if reason is None else [reason])
+    assert not any(isinstance(module, nn.Identity) for module in converted)
+    x = torch.randn(1, 4, 5, 5)
+    assert_close(converted(x), model(x))
+
+
+def test_nothing_is_fused_in_training_mode_or_unasked() -> None:
+    for converted in (convt_ext.convert(made(dcgan).train()), convt_ext.convert(made(dcgan).eval(), fuse=False)):
+        report = convt_ext.conversion_report(converted)
+        assert (report.fused, report.folded, report.left) == ({}, {}, {})
+
+
+def test_a_normalization_behind_an_activation_stays() -> None:
+    """The second conversion does not mistake it for one right behind the layer."""
+    model, x = made(lambda: nn.Sequential(layer(), nn.ReLU(), nn.BatchNorm2d(4))).eval(), torch.randn(2, 4, 5, 5)
+    once = convt_ext.convert(model)
+    twice = convt_ext.convert(once)
+    assert convt_ext.conversion_report(twice).folded == {}
+    assert_close(twice(x), model(x))
+
+
 LEFT = {
     "subclass": (lambda: Subclass(4, 3, 3), "it is of a subclass, Subclass"),
     "lazy": (lambda: nn.LazyConvTranspose2d(3, 3), "it is lazy: run the model once, then convert it"),
@@ -206,7 +306,7 @@ def test_again_changes_nothing() -> None:
     once = convt_ext.convert(made(dcgan).eval())
     twice = convt_ext.convert(once)
     report = convt_ext.conversion_report(twice)
-    assert (report.replaced, report.folded, report.left) == ([], {}, {})
+    assert (report.replaced, report.folded, report.fused, report.left) == ([], {}, {}, {})
     assert str(report) == "0 replaced: -"
 
 
@@ -218,7 +318,7 @@ def test_a_converted_model_is_saved_scripted_and_exported() -> None:
     buffer.seek(0)
     assert_close(torch.load(buffer, weights_only=False)(x), expected)
     scripted = torch.jit.script(model)
-    assert "convt::conv_transpose2d" in str(scripted.inlined_graph)
+    assert str(scripted.inlined_graph).count("convt::conv_transpose2d_act") == 3
     assert_close(scripted(x), expected)
     exported = torch.export.export(model, (x,)).module()
     assert_close(exported(x), expected)

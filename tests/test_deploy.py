@@ -51,7 +51,16 @@ class Layers(nn.Module):
         return self.layers(input).tanh()
 
 
-MODELS = {"direct": Direct, "layers": Layers}
+def fused() -> nn.Module:
+    """A converted model that applies its activations in the operator, one with numbers."""
+    layers = nn.Sequential(
+        nn.ConvTranspose2d(6, 8, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.ConvTranspose2d(8, 3, 2), nn.Tanh()
+    )
+    return convt_ext.convert(layers.eval())
+
+
+MODELS = {"direct": Direct, "layers": Layers, "fused": fused}
+OPERATORS = (torch.ops.convt.conv_transpose2d.default, torch.ops.convt.conv_transpose2d_act.default)
 models = pytest.mark.parametrize("name", sorted(MODELS))
 
 
@@ -249,8 +258,8 @@ def test_compile_under_autocast(device: str) -> None:
 def test_export_with_dynamic_sizes(name: str, device: str) -> None:
     model = make_model(name)
     program = export(model)
-    calls = [node for node in program.graph.nodes if node.target is torch.ops.convt.conv_transpose2d.default]
-    assert len(calls) == 2
+    calls = [node.target for node in program.graph.nodes if node.target in OPERATORS]
+    assert calls == [OPERATORS[name == "fused"]] * 2
     module, model = program.module().to(device), model.to(device)
     with torch.no_grad():
         for x in (*sizes(), torch.randn(1, 6, 1, 64)):
@@ -258,9 +267,10 @@ def test_export_with_dynamic_sizes(name: str, device: str) -> None:
 
 
 def test_export_decomposes_for_training() -> None:
-    """Decompositions leave the operator alone."""
-    program = export(make_model("layers")).run_decompositions()
-    assert any(node.target is torch.ops.convt.conv_transpose2d.default for node in program.graph.nodes)
+    """Decompositions leave the operators alone."""
+    for name, operator in zip(("layers", "fused"), OPERATORS, strict=True):
+        program = export(make_model(name)).run_decompositions()
+        assert any(node.target is operator for node in program.graph.nodes)
 
 
 AOT_INDUCTOR_PROBE = """
@@ -353,7 +363,7 @@ def test_example_export_from_a_shell(tmp_path: Path, device: str) -> None:
     done = run(sys.executable, EXAMPLES / "deploy.py", "export", tmp_path / "model.pt2", "--device", device)
     assert "largest difference" in done.stdout
     program = torch.export.load(tmp_path / "model.pt2")
-    calls = [node for node in program.graph.nodes if node.target is torch.ops.convt.conv_transpose2d.default]
+    calls = [node for node in program.graph.nodes if node.target in OPERATORS]
     assert len(calls) == 3
     x, expected = example_case(device)
     with torch.no_grad():

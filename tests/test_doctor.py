@@ -103,7 +103,7 @@ def test_library_path() -> None:
 
 
 def test_public_names() -> None:
-    operators = ["conv_transpose1d", "conv_transpose2d"]
+    operators = ["conv_transpose1d", "conv_transpose1d_act", "conv_transpose2d", "conv_transpose2d_act"]
     modules = ["ConvTranspose1d", "ConvTranspose2d"]
     conversion = ["conversion_report", "convert"]
     others = ["library_path", "plan"]

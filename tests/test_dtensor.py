@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,10 +135,17 @@ OTHERS: dict[str, tuple[Any, Any, list[Placement], dict[str, Any], Placement | N
 }
 
 
-def compare(sharded: list[DTensor], plain: list[Tensor], **arguments: Any) -> DTensor:
+def compare(
+    function: Callable[..., Tensor],
+    sharded: list[DTensor],
+    plain: list[Tensor],
+    rtol: float = 1e-4,
+    atol: float = 1e-3,
+    **arguments: Any,
+) -> DTensor:
     """The output of a call of DTensors, which must be that of a call of plain tensors; so must the gradients."""
-    expected = convt_ext.conv_transpose2d(*plain, stride=2, **arguments)
-    actual = convt_ext.conv_transpose2d(*sharded, stride=2, **arguments)
+    expected = function(*plain, **arguments)
+    actual = function(*sharded, **arguments)
     assert isinstance(actual, DTensor)
     assert_close(actual.full_tensor(), expected)
     expected.square().sum().backward()
@@ -144,7 +153,7 @@ def compare(sharded: list[DTensor], plain: list[Tensor], **arguments: Any) -> DT
     for ours, theirs in zip(sharded, plain, strict=True):
         assert isinstance(ours.grad, DTensor)
         assert theirs.grad is not None
-        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=rtol, atol=atol)
     return actual
 
 
@@ -160,7 +169,7 @@ def call_other(device: torch.device, name: str) -> None:
         else:
             leaf = distribute_tensor(tensor, mesh, [placement]).requires_grad_()
         sharded.append(leaf)
-    actual = compare(sharded, plain, **arguments)
+    actual = compare(convt_ext.conv_transpose2d, sharded, plain, stride=2, **arguments)
     if of_output is not None:
         assert actual.placements == (of_output,)
 
@@ -178,7 +187,7 @@ def call_on_two_dimensions(device: torch.device) -> None:
         placements = ((Shard(0), WHOLE), (WHOLE, Shard(1)), (WHOLE, Shard(0)))
         plain = [tensor.clone().requires_grad_() for tensor in tensors]
         sharded = [distribute_tensor(t, mesh, p).requires_grad_() for t, p in zip(tensors, placements, strict=True)]
-        actual = compare(sharded, plain)
+        actual = compare(convt_ext.conv_transpose2d, sharded, plain, stride=2)
         assert actual.placements == (Shard(0), Shard(1))
         assert actual.to_local().shape[:2] == (4 / sides[0], 8 / sides[1])
 
@@ -215,6 +224,43 @@ def call_with_every_geometry(device: torch.device) -> None:
 
 def test_geometries_are_told_apart(ranks: Ranks) -> None:
     ranks.run(call_with_every_geometry)
+
+
+ACTIVATIONS: dict[str, tuple[float, ...]] = {
+    "none": (2.0, -1.0),
+    "relu": (),
+    "leaky_relu": (0.2,),
+    "elu": (1.5, 2.0, -1.0),
+    "silu": (),
+    "gelu": (),
+    "gelu_tanh": (),
+    "mish": (),
+    "sigmoid": (),
+    "tanh": (),
+    "hardtanh": (-0.5, 0.5),
+    "clamp": (0.0, 1.0),
+    "hardswish": (),
+}
+
+
+def call_with_activations(device: torch.device) -> None:
+    """No activation of partial sums, and none is taken for another."""
+    mesh = mesh_of(device)
+    tensors = [torch.randn(shape, device=device) for shape in ((4, 6, 5, 7), (6, 8, 4, 3), (8,))]
+    for name, (placements, of_output, _, _) in SPLITS.items():
+        for activation, params in ACTIVATIONS.items():
+            plain = [tensor.clone().requires_grad_() for tensor in tensors]
+            sharded = [
+                distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in zip(tensors, placements, strict=True)
+            ]
+            function = partial(convt_ext.conv_transpose2d_act, activation=activation, params=params)
+            actual = compare(function, sharded, plain, rtol=1e-3, atol=1e-2)
+            assert actual.placements == (of_output,) or name == "input channels"
+            assert not actual.placements[0].is_partial()
+
+
+def test_activations(ranks: Ranks) -> None:
+    ranks.run(call_with_activations)
 
 
 def keep_layout(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from processes import run
 ROOT = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all")
 PROGRAMS: dict[str, tuple[str, ...]] = {
+    "test_activate": (),
     "test_divisor": (),
     "test_phases": (),
     "test_plan": (

@@ -139,11 +139,40 @@ def test_converted_model_for_any_size(opset: int, tmp_path: Path) -> None:
         dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
         opset_version=opset,
     )
+    # The activation, which the conversion has made part of the operator, is a node again.
     assert nodes(written) == ["ConvTranspose", "Relu", "ConvTranspose"]
     assert [entry.version for entry in written.opset_import if entry.domain == ""] == [opset]
     for shape in ((2, 6, 4, 5), (1, 6, 7, 3)):
         x = torch.randn(shape)
         torch.testing.assert_close(compute(path, x)[0], original(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+ACTIVATIONS = {
+    "none": ((), []),
+    "relu": ((), ["Relu"]),
+    "leaky_relu": ((0.2,), ["LeakyRelu"]),
+    "elu": ((1.5,), ["Elu"]),
+    "silu": ((), ["Sigmoid", "Mul"]),
+    "gelu": ((), ["Mul", "Mul", "Erf", "Add", "Mul"]),
+    "gelu_tanh": ((), ["Mul", "Mul", "Mul", "Add", "Mul", "Mul", "Tanh", "Add", "Mul"]),
+    "mish": ((), ["Mish"]),
+    "sigmoid": ((), ["Sigmoid"]),
+    "tanh": ((), ["Tanh"]),
+    "hardtanh": ((-0.25, 0.75), ["Clip"]),
+    "clamp": ((0.0, 0.5), ["Clip"]),
+    "hardswish": ((), ["HardSwish"]),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str, tmp_path: Path) -> None:
+    """Standard nodes behind the convolution, then scale and shift."""
+    torch.manual_seed(0)
+    params, expected = ACTIVATIONS[activation]
+    model, x, path = convt_ext.ConvTranspose2d(6, 4, 3, 2), torch.randn(2, 6, 4, 5), tmp_path / "model.onnx"
+    model.activation, model.params = activation, (*params, 1.75, -0.375)
+    assert nodes(export(model, x, path)) == ["ConvTranspose", *expected, "Mul", "Add"]
+    torch.testing.assert_close(compute(path, x)[0], model(x).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_one_dimension(tmp_path: Path) -> None:

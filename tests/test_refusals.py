@@ -252,6 +252,39 @@ FIRST_OF_TWO = (
     ),
 )
 
+NAMES = "none, relu, leaky_relu, elu, silu, gelu, gelu_tanh, mish, sigmoid, tanh, hardtanh, clamp, hardswish"
+NAN, INF = float("nan"), float("inf")
+# Activation, params, and the error. The same in the library and where there is no data: two tables hold them.
+ACTIVATION_REFUSALS: tuple[tuple[str, list[float], str], ...] = (
+    *((name, [], f"activation must be one of {NAMES}, got '{name}'") for name in ("", "ReLU", "softmax", "relu ")),
+    *(
+        (name, params, f"params of {name} must hold 0 or 2 numbers (scale and shift), got {text}")
+        for name in NAMES.split(", ")
+        if name not in ("leaky_relu", "elu", "hardtanh", "clamp")
+        for params, text in (([1.0], "[1]"), ([1, 2.5, -3e-20], "[1, 2.5, -3e-20]"))
+    ),
+    *(
+        (name, params, f"params of {name} must hold 0, 1 or 3 numbers ({number}, then scale and shift), got {text}")
+        for name, number in (("leaky_relu", "negative_slope"), ("elu", "alpha"))
+        for params, text in (([1, 2], "[1, 2]"), ([1, 2, 3, 4], "[1, 2, 3, 4]"))
+    ),
+    *(
+        (
+            name,
+            params,
+            f"params of {name} must hold {counts} numbers (min_val, max_val, then scale and shift), got {text}",
+        )
+        for name, counts in (("hardtanh", "0, 2 or 4"), ("clamp", "2 or 4"))
+        for params, text in (([1], "[1]"), ([1, 2, 3], "[1, 2, 3]"), ([1, 2, 3, 4, 1e9], "[1, 2, 3, 4, 1e+09]"))
+    ),
+    ("clamp", [], "params of clamp must hold 2 or 4 numbers (min_val, max_val, then scale and shift), got []"),
+    ("elu", [NAN], "params of elu must not be NaN, got [nan]"),
+    ("none", [1, NAN], "params of none must not be NaN, got [1, nan]"),
+    ("clamp", [-INF, INF, NAN, 0], "params of clamp must not be NaN, got [-inf, inf, nan, 0]"),
+    ("clamp", [1, 0.5], "params of clamp must hold a min_val that is at most max_val, got [1, 0.5]"),
+    ("hardtanh", [2, 1, 3, 4], "params of hardtanh must hold a min_val that is at most max_val, got [2, 1, 3, 4]"),
+)
+
 SOURCES = ("cpu", pytest.param("cuda", marks=NEEDS_CUDA), "meta", "fake_cpu", "fake_cuda")
 
 
@@ -275,6 +308,30 @@ def test_refusal(case: Refusal, source: str) -> None:
         x, w, b = case.tensors(device)
         text = refused(lambda: torch.ops.convt.conv_transpose2d(x, w, b, **case.arguments))
     assert text == PREFIX + case.text
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("case", REFUSALS[::5], ids=lambda case: case.name)
+def test_refusal_of_the_operator_with_an_activation(case: Refusal, source: str) -> None:
+    with tensor_source(source) as device:
+        x, w, b = case.tensors(device)
+        text = refused(lambda: torch.ops.convt.conv_transpose2d_act(x, w, b, **case.arguments, activation="relu"))
+    assert text == PREFIX + case.text
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_refusal_of_activations(source: str) -> None:
+    """Even before the other arguments."""
+    with tensor_source(source) as device:
+        x, w = torch.zeros(2, 8, 5, 4, device=device), torch.zeros(8, 3, 3, 2, device=device)
+        for activation, params, text in ACTIVATION_REFUSALS:
+            for groups in (1, 3):
+                got = refused(
+                    lambda activation=activation, params=params, groups=groups: torch.ops.convt.conv_transpose2d_act(  # type: ignore[misc]
+                        x, w, groups=groups, activation=activation, params=params
+                    )
+                )
+                assert got == PREFIX + text
 
 
 @pytest.mark.parametrize("case", REFUSALS[::3], ids=lambda case: case.name)
@@ -332,13 +389,15 @@ def test_two_gpus() -> None:
 
 def test_refused_before_any_work(device: str) -> None:
     """No refusal allocates an output, calls another operator or launches a kernel."""
-    calls = [(case.tensors(device), case.arguments) for case in REFUSALS]
-    op = torch.ops.convt.conv_transpose2d
+    op, activated = torch.ops.convt.conv_transpose2d, torch.ops.convt.conv_transpose2d_act
+    calls = [(op, case.tensors(device), case.arguments) for case in REFUSALS]
+    tensors = (torch.zeros(2, 8, 5, 4, device=device), torch.zeros(8, 3, 3, 2, device=device))
+    calls += [(activated, (*tensors, None), {"activation": a, "params": p}) for a, p, _ in ACTIVATION_REFUSALS]
     if device == "cuda":
         torch.cuda.synchronize()
     with torch.profiler.profile() as profile:
-        for tensors, arguments in calls:
-            refused(lambda tensors=tensors, arguments=arguments: op(*tensors, **arguments))  # type: ignore[misc]
+        for called, given, arguments in calls:
+            refused(lambda called=called, given=given, arguments=arguments: called(*given, **arguments))  # type: ignore[misc]
     events = {event.name for event in profile.events()}
     assert {name for name in events if "convt" in name}, "the profiler saw no call"
     assert not {name for name in events if name.startswith("aten::") or "kernel" in name.lower()}

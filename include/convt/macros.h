@@ -6,3 +6,12 @@
 #else
 #define CONVT_HOST_DEVICE
 #endif
+
+// Before a loop: whether the device's compiler unrolls it.
+#if defined(__CUDA_ARCH__)
+#define CONVT_UNROLL _Pragma("unroll")
+#define CONVT_NO_UNROLL _Pragma("unroll 1")
+#else
+#define CONVT_UNROLL
+#define CONVT_NO_UNROLL
+#endif

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "convt/activation.h"
+
 namespace convt {
 
 enum class DType { kFloat32, kFloat16, kBFloat16, kFloat64 };
@@ -57,6 +59,8 @@ struct Problem {
   WeightStrides weight_stride;
   int64_t bias_stride = 1;
   bool output_channels_last = false;  // the dense layout of the output: NHWC if true, else NCHW
+
+  Activation activation;  // of the output
 
   int64_t cin() const { return groups * cin_per_group; }
   int64_t cout() const { return groups * cout_per_group; }

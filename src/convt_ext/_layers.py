@@ -150,7 +150,12 @@ def find(model: nn.Module, *args: Any, **kwargs: Any) -> Search:
     return search
 
 
-_OPERATORS = (torch.ops.convt.conv_transpose2d.default, torch.ops.aten.conv_transpose2d.input)
+# What an operator does after the convolution is not timed.
+_OPERATORS = (
+    torch.ops.convt.conv_transpose2d.default,
+    torch.ops.convt.conv_transpose2d_act.default,
+    torch.ops.aten.conv_transpose2d.input,
+)
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
 

@@ -1,25 +1,28 @@
-"""What the operator does outside of plain inference: shapes without data, gradients, autocast and vmap.
+"""What the operators do outside of plain inference: shapes without data, gradients, autocast and vmap.
 
 LibTorch's stable ABI has no autograd, so all of this is registered from Python. Importing the module registers it.
+Arguments of ``convt::conv_transpose2d`` are positional; those that ``convt::conv_transpose2d_act`` adds are keywords.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
+from . import _activation
 from ._shapes import check_arguments, expand, is_channels_last
 
-_NAME = "convt::conv_transpose2d"
-_operator = torch.ops.convt.conv_transpose2d.default
-_library = torch.library.Library("convt", "IMPL")  # lives as long as the process, like the operator
+_plain = torch.ops.convt.conv_transpose2d.default
+_activated = torch.ops.convt.conv_transpose2d_act.default
+_library = torch.library.Library("convt", "IMPL")  # lives as long as the process, like the operators
 
 
-@torch.library.register_fake(_NAME)
+@torch.library.register_fake(_plain)
 def _fake(
     input: Tensor,
     weight: Tensor,
@@ -33,6 +36,12 @@ def _fake(
     sizes = check_arguments(input, weight, bias, stride, padding, output_padding, groups, dilation)
     layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     return torch.empty(sizes, dtype=input.dtype, device=input.device, memory_format=layout)
+
+
+@torch.library.register_fake(_activated)
+def _fake_activated(*args: Any, activation: str = "none", params: Sequence[float] = ()) -> Tensor:
+    _activation.parse(activation, params)
+    return _fake(*args)
 
 
 # ---------------------------------------------------------------- autograd
@@ -63,23 +72,34 @@ def backward(
 backward_of_class: dict[type, Callable[..., tuple[Tensor | None, ...]]] = {}
 
 
+# Without them an operator is called below autocast: tensors have been cast where it was on.
+_autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCPU
+)
+
+
 class _Function(torch.autograd.function._SingleLevelFunction):
-    """The operator with its derivatives. Arguments are the keys left to dispatch to, then those of the operator.
+    """An operator with its derivatives.
+
+    Arguments are the keys left to dispatch to, the operator, its keyword arguments, then all positional ones.
 
     Not a `torch.autograd.Function`: that one goes through the transforms of torch.func again, which the dispatcher has
     done before it comes to the Autograd key.
     """
 
     @staticmethod
-    def forward(keys: Any, *args: Any) -> Tensor:
+    def forward(keys: Any, operator: Any, keywords: dict[str, Any], *args: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return _operator.redispatch(keys, *args)
+            return operator.redispatch(keys, *args, **keywords)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, weight, _, stride, padding, output_padding, groups, dilation = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
+        _, _, keywords, x, weight, bias, stride, padding, output_padding, groups, dilation = inputs
+        ctx.keywords = keywords
+        # The output of the convolution alone is not kept: derivatives of an activation compute it again.
+        tensors = (x, weight, bias if keywords else None)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
         ctx.output_shape = output.shape
         ctx.geometry = (
             expand("stride", stride),
@@ -91,31 +111,44 @@ class _Function(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, _ = ctx.saved_tensors
+        grad = _Function._times_derivative(ctx, grad)
         batched = x.dim() == 4
         grad_x, grad_weight, grad_bias = backward_of_class.get(type(x), backward)(
             grad if batched else grad.unsqueeze(0),
             x if batched else x.unsqueeze(0),
             weight,
             *ctx.geometry,
-            list(ctx.needs_input_grad[1:4]),
+            list(ctx.needs_input_grad[3:6]),
         )
         if grad_x is not None and not batched:
             grad_x = grad_x.squeeze(0)
-        return None, grad_x, grad_weight, grad_bias, None, None, None, None, None
+        return None, None, None, grad_x, grad_weight, grad_bias, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, keys: None, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
-        # The operator is linear in the input, in the weight and in the bias.
-        x, weight = ctx.saved_tensors
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        dx, dweight, dbias = tangents[3:6]
+        # The convolution is linear in the input, in the weight and in the bias.
+        x, weight, _ = ctx.saved_tensors
         terms = []
         if dx is not None:
-            terms.append(_operator(dx, weight, None, *ctx.geometry))
+            terms.append(_plain(dx, weight, None, *ctx.geometry))
         if dweight is not None:
-            terms.append(_operator(x, dweight, None, *ctx.geometry))
+            terms.append(_plain(x, dweight, None, *ctx.geometry))
         if dbias is not None:
             terms.append(dbias.reshape(-1, 1, 1).expand(ctx.output_shape))
-        return sum(terms[1:], start=terms[0])
+        return _Function._times_derivative(ctx, sum(terms[1:], start=terms[0]))
+
+    @staticmethod
+    def _times_derivative(ctx: Any, grad: Tensor) -> Tensor:
+        """The product of a gradient or tangent and the derivative of the activation."""
+        if not ctx.keywords:
+            return grad
+        activation = _activation.parse(**ctx.keywords)
+        if not activation.bends:
+            return activation.derivative(grad, None)
+        with torch._C._ExcludeDispatchKeyGuard(_autocast_keys):
+            return activation.derivative(grad, _plain(*ctx.saved_tensors, *ctx.geometry))
 
 
 _DEFAULTS = (None, (1,), (0,), (0,), 1, (1,))  # of bias and the arguments after it
@@ -126,25 +159,25 @@ def _complete(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args + _DEFAULTS[len(args) - 2 :]
 
 
-def _autograd_kernel(keyset: Any, *args: Any) -> Tensor:
+def _register_autograd(operator: Any) -> None:
     # `torch.library.register_autograd` would do but for two things: it drops forward-mode tangents without a word, and
     # its bookkeeping costs a call that needs no gradient several microseconds.
-    keys = keyset & torch._C._after_autograd_keyset
-    needs_gradient = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-    if needs_gradient or torch.autograd.forward_ad._current_level >= 0:
-        with enable_single_level_autograd_function():
-            return _Function.apply(keys, *_complete(args))  # type: ignore[attr-defined]
-    with torch._C._AutoDispatchBelowAutograd():
-        return _operator.redispatch(keys, *args)
+    def kernel(keyset: Any, *args: Any, **keywords: Any) -> Tensor:
+        keys = keyset & torch._C._after_autograd_keyset
+        needs_gradient = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if needs_gradient or torch.autograd.forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                return _Function.apply(keys, operator, keywords, *_complete(args))  # type: ignore[attr-defined]
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys, *args, **keywords)
 
-
-_library.impl("conv_transpose2d", _autograd_kernel, "Autograd", with_keyset=True)
+    _library.impl(operator, kernel, "Autograd", with_keyset=True)
 
 
 # ---------------------------------------------------------------- autocast
 
 
-def _register_autocast(device_type: str, key: str) -> None:
+def _register_autocast(operator: Any, device_type: str, key: str) -> None:
     """Runs the operator in the autocast dtype that is current when it is called.
 
     `torch.library.register_autocast` fixes the dtype at registration, which would ignore ``torch.autocast(dtype=...)``.
@@ -157,16 +190,12 @@ def _register_autocast(device_type: str, key: str) -> None:
             return tensor
         return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
-    def kernel(input: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any) -> Tensor:
+    def kernel(input: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **keywords: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return _operator(cast(input, dtype), cast(weight, dtype), cast(bias, dtype), *geometry)
+            return operator(cast(input, dtype), cast(weight, dtype), cast(bias, dtype), *geometry, **keywords)
 
-    _library.impl("conv_transpose2d", kernel, key)
-
-
-_register_autocast("cuda", "AutocastCUDA")
-_register_autocast("cpu", "AutocastCPU")
+    _library.impl(operator, kernel, key)
 
 
 # ---------------------------------------------------------------- vmap
@@ -177,10 +206,10 @@ def _lead(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
+def _vmap(operator: Any, info: Any, in_dims: Sequence[Any], *args: Any, **keywords: Any) -> tuple[Tensor, int]:
     input, weight, bias, stride, padding, output_padding, groups, dilation = _complete(args)
     input_dim, weight_dim, bias_dim = (*in_dims, None)[:3]
-    call: Callable[..., Tensor] = _operator
+    call = partial(operator, **keywords)
     size = info.batch_size
     x = _lead(input, input_dim, size)
     batched = x.dim() == 5
@@ -199,4 +228,8 @@ def _vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
     return (y.unflatten(1, (size, -1)).movedim(1, 0) if batched else y.unflatten(0, (size, -1))), 0
 
 
-torch.library.register_vmap(_NAME, _vmap)
+for _operator in (_plain, _activated):
+    _register_autograd(_operator)
+    _register_autocast(_operator, "cuda", "AutocastCUDA")
+    _register_autocast(_operator, "cpu", "AutocastCPU")
+    torch.library.register_vmap(_operator, partial(_vmap, _operator))

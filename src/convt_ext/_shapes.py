@@ -15,7 +15,7 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = 2**31 - 1
 
 
-def _require(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
+def require(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
     """Raises RuntimeError unless `condition` holds; a condition on symbolic sizes becomes a guard."""
     torch._check(condition, lambda: f"convt::conv_transpose2d: {message()}")
 
@@ -29,11 +29,11 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _require_like_input(name: str, tensor: Tensor, x: Tensor) -> None:
-    _require(
+    require(
         tensor.dtype == x.dtype,
         lambda: f"{name} must have the dtype of input ({_name(x.dtype)}), got {_name(tensor.dtype)}",
     )
-    _require(
+    require(
         tensor.device == x.device,
         lambda: f"{name} must be on the device of input ({x.device}), got {tensor.device}",
     )
@@ -43,15 +43,15 @@ def expand(name: str, values: int | Sequence[int]) -> list[int]:
     """Returns the two values that one or two ints stand for, along H and W."""
     if isinstance(values, int):
         return [values, values]
-    _require(len(values) in (1, 2), lambda: f"{name} must hold 1 or 2 ints, got {list(values)}")
+    require(len(values) in (1, 2), lambda: f"{name} must hold 1 or 2 ints, got {list(values)}")
     return [values[0], values[-1]]
 
 
 def _require_range(name: str, values: list[int], least: int) -> None:
     kind = "non-negative" if least == 0 else "positive"
     for value in values:
-        _require(value >= least, lambda: f"{name} must be {kind}, got {values}")
-        _require(value <= _LARGEST, lambda: f"{name} must be at most {_LARGEST}, got {values}")
+        require(value >= least, lambda: f"{name} must be {kind}, got {values}")
+        require(value <= _LARGEST, lambda: f"{name} must be at most {_LARGEST}, got {values}")
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -89,9 +89,9 @@ def check_arguments(
         RuntimeError: an argument is not valid; the message names it, its value and what was expected.
     """
     rank = x.dim()
-    _require(rank in (3, 4), lambda: f"input must be 3-D [Cin, H, W] or 4-D [N, Cin, H, W], got shape {_shape(x)}")
-    _require(weight.dim() == 4, lambda: f"weight must be 4-D [Cin, Cout/groups, KH, KW], got shape {_shape(weight)}")
-    _require(x.dtype in _FLOATING, lambda: f"input must be float16, bfloat16, float32 or float64, got {_name(x.dtype)}")
+    require(rank in (3, 4), lambda: f"input must be 3-D [Cin, H, W] or 4-D [N, Cin, H, W], got shape {_shape(x)}")
+    require(weight.dim() == 4, lambda: f"weight must be 4-D [Cin, Cout/groups, KH, KW], got shape {_shape(weight)}")
+    require(x.dtype in _FLOATING, lambda: f"input must be float16, bfloat16, float32 or float64, got {_name(x.dtype)}")
     _require_like_input("weight", weight, x)
 
     stride = expand("stride", stride)
@@ -102,24 +102,24 @@ def check_arguments(
     _require_range("padding", padding, 0)
     _require_range("output_padding", output_padding, 0)
     _require_range("dilation", dilation, 1)
-    _require(groups >= 1, lambda: f"groups must be positive, got {groups}")
+    require(groups >= 1, lambda: f"groups must be positive, got {groups}")
 
     for side in weight.shape:
-        _require(side >= 1, lambda: f"weight must have at least one element on every side, got shape {_shape(weight)}")
+        require(side >= 1, lambda: f"weight must have at least one element on every side, got shape {_shape(weight)}")
     cin = x.shape[-3]
-    _require(
+    require(
         weight.shape[0] == cin, lambda: f"weight must have input's channels first ({cin}), got shape {_shape(weight)}"
     )
-    _require(cin % groups == 0, lambda: f"groups must divide input's channels ({cin}), got {groups}")
+    require(cin % groups == 0, lambda: f"groups must divide input's channels ({cin}), got {groups}")
     cout = weight.shape[1] * groups
     if bias is not None:
-        _require(
+        require(
             bias.dim() == 1 and bias.shape[0] == cout,
             lambda: f"bias must be 1-D with one element per output channel ({cout}), got shape {_shape(bias)}",
         )
         _require_like_input("bias", bias, x)
     for d in (0, 1):
-        _require(
+        require(
             output_padding[d] < stride[d] or output_padding[d] < dilation[d],
             lambda: (
                 f"output_padding must be smaller than stride or dilation, got output_padding {output_padding}"
@@ -127,7 +127,7 @@ def check_arguments(
             ),
         )
     for side in x.shape[-3:]:
-        _require(side >= 1, lambda: f"input must have non-empty channels, height and width, got shape {_shape(x)}")
+        require(side >= 1, lambda: f"input must have non-empty channels, height and width, got shape {_shape(x)}")
 
     size, kernel = list(x.shape[-2:]), list(weight.shape[2:])
     output = [
@@ -135,7 +135,7 @@ def check_arguments(
         for d in (0, 1)
     ]
     for side in output:
-        _require(
+        require(
             side >= 1,
             lambda: (
                 f"output size must be positive, got {output} for input size {size}, kernel {kernel}, stride {stride},"

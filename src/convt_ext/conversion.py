@@ -6,6 +6,7 @@ import copy
 import logging
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from ._activation import of_module
 from .modules import ConvTranspose1d, ConvTranspose2d
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,6 +40,8 @@ class ConversionReport:
     replaced: list[str] = field(default_factory=list)
     #: The names of batch normalizations that are part of a transposed convolution now, and its name.
     folded: dict[str, str] = field(default_factory=dict)
+    #: The names of activations that a transposed convolution applies now, and its name.
+    fused: dict[str, str] = field(default_factory=dict)
     #: What stays as it was although it is, or follows, a transposed convolution; and why.
     left: dict[str, str] = field(default_factory=dict)
 
@@ -47,6 +51,7 @@ class ConversionReport:
 
         lines = [f"{len(self.replaced)} replaced: {', '.join(map(named, self.replaced)) or '-'}"]
         lines += [f"{named(norm)} folded into {named(conv)}" for norm, conv in self.folded.items()]
+        lines += [f"{named(activation)} fused into {named(conv)}" for activation, conv in self.fused.items()]
         lines += [f"{named(name)} left: {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 
@@ -61,12 +66,13 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
     With `fuse`, a batch normalization right behind a transposed convolution in a :class:`torch.nn.Sequential` is folded
     into it, and an :class:`torch.nn.Identity` takes its place, if both are in eval mode, called from there alone and
     without hooks. The weight and bias are new parameters then, and the normalization's entries of the ``state_dict``
-    are gone.
+    are gone. Likewise it applies the activation behind it in its own launch: ReLU, LeakyReLU, ELU, SiLU, GELU, Mish,
+    Sigmoid, Tanh, Hardtanh, ReLU6 or Hardswish. An activation may be used elsewhere too, and stays there.
 
     Args:
         model: any module, a transposed convolution itself included.
         inplace: change `model`, rather than a copy that shares its parameters and buffers.
-        fuse: fold batch normalizations.
+        fuse: fold batch normalizations and apply activations.
 
     Returns:
         The converted model.
@@ -77,9 +83,10 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
 
     Example:
         >>> import torch, convt_ext
-        >>> model = torch.nn.Sequential(torch.nn.ConvTranspose2d(8, 4, 4, 2, 1), torch.nn.ReLU())
+        >>> model = torch.nn.Sequential(torch.nn.ConvTranspose2d(8, 4, 4, 2, 1), torch.nn.ReLU()).eval()
         >>> print(convt_ext.conversion_report(convt_ext.convert(model)))
         1 replaced: 0
+        1 fused into 0
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -97,6 +104,7 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
             report.left[name] = reason
     if fuse:
         _fold_normalizations(model, report)
+        _fuse_activations(model, report)
     model._convt_report = report  # type: ignore[assignment]
     _LOGGER.info("convert: %s", report)
     return model
@@ -157,42 +165,102 @@ def _reason_to_leave(module: nn.Module) -> str | None:
     return f"it is of a subclass, {type(module).__qualname__}"
 
 
-def _fold_normalizations(model: nn.Module, report: ConversionReport) -> None:
-    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+@dataclass
+class _Pair:
+    """A transposed convolution without an activation, and what comes right behind it, both in eval mode."""
+
+    sequence: nn.Sequential
+    conv: ConvTranspose1d | ConvTranspose2d
+    conv_name: str  # in the model
+    follower: nn.Module
+    follower_name: str
+    place: str  # of the follower in the sequence
+
+    def replace_follower(self) -> None:
+        setattr(self.sequence, self.place, nn.Identity().eval())
+
+
+def _pairs(model: nn.Module) -> Iterator[_Pair]:
+    """All pairs in sequences of the model. An identity between the two does not part them."""
     for name, sequence in list(model.named_modules()):
         if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
             continue
         # In the order of calls: named_children leaves out what comes again.
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(sequence._modules.items())):
-            if conv is None or norm is None:
+        children = [
+            (child_name, child)
+            for child_name, child in sequence._modules.items()
+            if child is not None and not (type(child) is nn.Identity and not _has_hooks(child))
+        ]
+        for (conv_name, conv), (place, follower) in pairwise(children):
+            if type(conv) not in _NORMALIZATIONS or conv.training or follower.training:
                 continue
-            if type(norm) is not _NORMALIZATIONS.get(type(conv)) or conv.training or norm.training:
-                continue
-            full_name, full_conv_name = (".".join(filter(None, (name, child))) for child in (norm_name, conv_name))
-            assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
-            assert isinstance(conv, (nn.ConvTranspose1d, nn.ConvTranspose2d))
-            if (reason := _reason_not_to_fold(conv, norm, uses)) is not None:
-                report.left[full_name] = reason
-                continue
-            _fold(conv, norm)
-            setattr(sequence, norm_name, nn.Identity().eval())
-            report.folded[full_name] = full_conv_name
+            assert isinstance(conv, (ConvTranspose1d, ConvTranspose2d))
+            if not conv.activates:
+                full_names = [".".join(filter(None, (name, child))) for child in (conv_name, place)]
+                yield _Pair(sequence, conv, full_names[0], follower, full_names[1], place)
+
+
+def _uses(model: nn.Module) -> Counter[int]:
+    """How many places of a model a module has, by its id."""
+    return Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, hook) for hook in hooks)
+
+
+def _reason_not_to_change(module: nn.Module, what: str, uses: Counter[int]) -> str | None:
+    if _has_hooks(module):
+        return f"{what} has hooks"
+    if uses[id(module)] > 1:
+        return f"{what} is used more than once"
+    return None
+
+
+_BEFORE = "the transposed convolution before it"
+
+
+def _fold_normalizations(model: nn.Module, report: ConversionReport) -> None:
+    uses = _uses(model)
+    for pair in _pairs(model):
+        norm = pair.follower
+        if type(norm) is not _NORMALIZATIONS[type(pair.conv)]:
+            continue
+        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        if (reason := _reason_not_to_fold(pair.conv, norm, uses)) is not None:
+            report.left[pair.follower_name] = reason
+            continue
+        _fold(pair.conv, norm)
+        pair.replace_follower()
+        report.folded[pair.follower_name] = pair.conv_name
 
 
 def _reason_not_to_fold(
-    conv: nn.ConvTranspose1d | nn.ConvTranspose2d, norm: nn.BatchNorm1d | nn.BatchNorm2d, uses: Counter[int]
+    conv: ConvTranspose1d | ConvTranspose2d, norm: nn.BatchNorm1d | nn.BatchNorm2d, uses: Counter[int]
 ) -> str | None:
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
     if norm.num_features != conv.out_channels:
         return f"it has {norm.num_features} features, the transposed convolution {conv.out_channels} channels"
-    for module, what in ((conv, "the transposed convolution before it"), (norm, "it")):
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        if any(getattr(module, hook) for hook in hooks):
-            return f"{what} has hooks"
-        if uses[id(module)] > 1:
-            return f"{what} is used more than once"
-    return None
+    return _reason_not_to_change(conv, _BEFORE, uses) or _reason_not_to_change(norm, "it", uses)
+
+
+def _fuse_activations(model: nn.Module, report: ConversionReport) -> None:
+    uses = _uses(model)
+    for pair in _pairs(model):
+        described = of_module(pair.follower)
+        if described is None:
+            continue
+        reason = _reason_not_to_change(pair.conv, _BEFORE, uses)
+        if reason is None and _has_hooks(pair.follower):
+            reason = "it has hooks"
+        if reason is not None:
+            report.left[pair.follower_name] = reason
+            continue
+        pair.conv.activation, pair.conv.params = described
+        pair.replace_follower()
+        report.fused[pair.follower_name] = pair.conv_name
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@
 * split by output channels, if the weight is sharded along its second side, and the bias if there is one. The output
   is sharded along its channels;
 * split by input channels, if the input is sharded along its channels and the weight along its first side. The output
-  is a partial sum.
+  is a partial sum, which no activation can be applied to: ``convt::conv_transpose2d_act`` is not split so.
 
 Channels are split in calls of one group alone, and only where every rank has some. Tensors that are placed otherwise,
 such as images sharded along H or W, are redistributed first, to whatever of these costs least. Gradients are split as
@@ -117,7 +117,14 @@ def _shard_forward(
     ]
 
 
+def _shard_activated(
+    *arguments: Any, activation: Any = "none", params: Any = ()
+) -> list[tuple[Placements, Placements]]:
+    return [rule for rule in _shard_forward(*arguments) if not isinstance(rule[0][0], Partial)]
+
+
 _register(torch.ops.convt.conv_transpose2d.default, _shard_forward)
+_register(torch.ops.convt.conv_transpose2d_act.default, _shard_activated)
 
 # ---------------------------------------------------------------- gradients
 

@@ -1,13 +1,15 @@
-"""The operator as functions, in two dimensions and in one."""
+"""The operators as functions, in two dimensions and in one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _operator = torch.ops.convt.conv_transpose2d.default
+_activated_operator = torch.ops.convt.conv_transpose2d_act.default
 
 
 def _autograd_is_idle() -> bool:
@@ -60,6 +62,53 @@ def conv_transpose2d(
     return _operator(input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+def conv_transpose2d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    activation: str = "none",
+    params: Sequence[float] = (),
+) -> Tensor:
+    """Computes ``scale * activation(conv_transpose2d(...)) + shift`` in one launch.
+
+    The values are those of the operators one after the other, the first of them rounded to the dtype, the others
+    computed in float32 (float64 in float64) and rounded once. Gradients compute the output of the convolution again,
+    rather than keep it.
+
+    Args:
+        input, weight, bias, stride, padding, output_padding, groups, dilation: as for :func:`conv_transpose2d`.
+        activation: "none", "relu", "leaky_relu", "elu", "silu", "gelu", "gelu_tanh" (GELU by its approximation),
+            "mish", "sigmoid", "tanh", "hardtanh", "clamp" or "hardswish".
+        params: the numbers of the activation, in torch's order: of "leaky_relu" its negative_slope (0.01), of "elu" its
+            alpha (1), of "hardtanh" its min_val and max_val (-1 and 1), of "clamp" the same, which it has no defaults
+            for; of the others none. Two more may follow them: scale and shift.
+
+    Returns:
+        As :func:`conv_transpose2d`.
+
+    Raises:
+        RuntimeError: an argument is not valid; the message names it, its value and what was expected.
+
+    Example:
+        >>> import torch, convt_ext
+        >>> x, w = torch.randn(8, 64, 32, 32), torch.randn(64, 32, 4, 4)
+        >>> y = convt_ext.conv_transpose2d_act(x, w, stride=2, padding=1, activation="clamp", params=(0, 1, 255, 0))
+        >>> y.shape, bool(y.min() >= 0), bool(y.max() <= 255)
+        (torch.Size([8, 32, 64, 64]), True, True)
+    """
+    arguments = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+    if _autograd_is_idle():
+        with torch._C._AutoDispatchBelowAutograd():
+            return _activated_operator(*arguments, activation=activation, params=params)
+    return _activated_operator(*arguments, activation=activation, params=params)
+
+
 def _one(name: str, value: int | Sequence[int]) -> int:
     """Returns the int that `value` stands for along the only axis."""
     if isinstance(value, int):
@@ -108,13 +157,65 @@ def conv_transpose1d(
         >>> convt_ext.conv_transpose1d(x, w, stride=8, padding=4).shape
         torch.Size([16, 256, 3200])
     """
+    images = _as_images(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return conv_transpose2d(*images).squeeze(-2)
+
+
+def conv_transpose1d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    activation: str = "none",
+    params: Sequence[float] = (),
+) -> Tensor:
+    """Computes ``scale * activation(conv_transpose1d(...)) + shift`` in one launch.
+
+    Args:
+        input, weight, bias, stride, padding, output_padding, groups, dilation: as for :func:`conv_transpose1d`.
+        activation: as for :func:`conv_transpose2d_act`.
+        params: as for :func:`conv_transpose2d_act`.
+
+    Returns:
+        As :func:`conv_transpose1d`.
+
+    Raises:
+        RuntimeError: an argument is not valid; the message names it, its value and what was expected.
+
+    Example:
+        >>> import torch, convt_ext
+        >>> x, w = torch.randn(16, 512, 400), torch.randn(512, 256, 16)
+        >>> y = convt_ext.conv_transpose1d_act(x, w, stride=8, padding=4, activation="leaky_relu", params=(0.1,))
+        >>> y.shape
+        torch.Size([16, 256, 3200])
+    """
+    images = _as_images(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return conv_transpose2d_act(*images, activation=activation, params=params).squeeze(-2)
+
+
+def _as_images(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    output_padding: int | Sequence[int],
+    groups: int,
+    dilation: int | Sequence[int],
+) -> tuple[Any, ...]:
+    """The arguments in two dimensions of a call in one: images one pixel high."""
     for name, tensor, ranks, shape in (
         ("input", input, (2, 3), "2-D [Cin, L] or 3-D [N, Cin, L]"),
         ("weight", weight, (3,), "3-D [Cin, Cout/groups, K]"),
     ):
         if tensor.dim() not in ranks:
             raise RuntimeError(f"convt_ext.conv_transpose1d: {name} must be {shape}, got shape {list(tensor.shape)}")
-    return conv_transpose2d(
+    return (
         input.unsqueeze(-2),
         weight.unsqueeze(-2),
         bias,
@@ -123,7 +224,7 @@ def conv_transpose1d(
         [0, _one("output_padding", output_padding)],
         groups,
         [1, _one("dilation", dilation)],
-    ).squeeze(-2)
+    )
 
 
 def plan(

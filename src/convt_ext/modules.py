@@ -1,17 +1,61 @@
 """The operator as modules, in two dimensions and in one."""
 
-from typing import List, Optional  # noqa: UP035  (TorchScript reads these annotations)
+from collections.abc import Callable
+from typing import List, Optional, Tuple  # noqa: UP035  (TorchScript reads these annotations)
 
 import torch
 from torch import Tensor
 
-from .functional import conv_transpose1d, conv_transpose2d
+from .functional import conv_transpose1d, conv_transpose1d_act, conv_transpose2d, conv_transpose2d_act
 
 
-class ConvTranspose2d(torch.nn.ConvTranspose2d):
+class _Activated(torch.nn.modules.conv._ConvTransposeNd):
+    """A transposed convolution with an activation of its output.
+
+    They are attributes of the class, so that a module of torch's may become one of these by its class alone.
+    """
+
+    activation: str = "none"
+    params: Tuple[float, ...] = ()  # noqa: UP006
+    __constants__ = [*torch.nn.modules.conv._ConvTransposeNd.__constants__, "activation", "params", "activates"]  # noqa: RUF012
+    __jit_unused_properties__ = ["activates"]  # noqa: RUF012  (a constant, by which TorchScript chooses what to compile)
+
+    @property
+    def activates(self) -> bool:
+        """Whether anything follows the convolution."""
+        return self.activation != "none" or len(self.params) != 0
+
+    def _call(
+        self,
+        plain: Callable[..., Tensor],
+        activated: Callable[..., Tensor],
+        input: Tensor,
+        output_padding: List[int],  # noqa: UP006
+    ) -> Tensor:
+        arguments = (
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+        if self.activates:
+            return activated(*arguments, activation=self.activation, params=self.params)
+        return plain(*arguments)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return f"{text}, activation={self.activation!r}, params={self.params}" if self.activates else text
+
+
+class ConvTranspose2d(_Activated, torch.nn.ConvTranspose2d):
     """A :class:`torch.nn.ConvTranspose2d` that runs on ``torch.ops.convt.conv_transpose2d``.
 
-    Constructor, parameters, ``state_dict`` and ``output_size`` are those of torch's module.
+    Constructor, parameters, ``state_dict`` and ``output_size`` are those of torch's module. The attributes `activation`
+    and `params`, "none" and () at first, are those of :func:`convt_ext.conv_transpose2d_act`.
 
     Shapes:
         input: [N, Cin, H, W] or [Cin, H, W]; output: [N, Cout, OH, OW] or [Cout, OH, OW]. Dtypes and OH, OW as for
@@ -40,25 +84,30 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
             self.dilation,  # type: ignore[arg-type]
         )
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if self.activates:
+                return torch.ops.convt.conv_transpose2d_act(
+                    input,
+                    self.weight,
+                    self.bias,
+                    self.stride,
+                    self.padding,
+                    output_padding,
+                    self.groups,
+                    self.dilation,
+                    activation=self.activation,
+                    params=self.params,
+                )
             return torch.ops.convt.conv_transpose2d(
                 input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
             )
-        return conv_transpose2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,  # type: ignore[arg-type]
-            output_padding,
-            self.groups,
-            self.dilation,
-        )
+        return self._call(conv_transpose2d, conv_transpose2d_act, input, output_padding)
 
 
-class ConvTranspose1d(torch.nn.ConvTranspose1d):
+class ConvTranspose1d(_Activated, torch.nn.ConvTranspose1d):
     """A :class:`torch.nn.ConvTranspose1d` that runs on ``torch.ops.convt.conv_transpose2d``, without a copy.
 
-    Constructor, parameters, ``state_dict`` and ``output_size`` are those of torch's module.
+    Constructor, parameters, ``state_dict`` and ``output_size`` are those of torch's module. The attributes `activation`
+    and `params`, "none" and () at first, are those of :func:`convt_ext.conv_transpose1d_act`.
 
     Shapes:
         input: [N, Cin, L] or [Cin, L]; output: [N, Cout, OL] or [Cout, OL]. Dtypes and OL as for
@@ -88,6 +137,19 @@ class ConvTranspose1d(torch.nn.ConvTranspose1d):
         )
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             # Images one pixel high.
+            if self.activates:
+                return torch.ops.convt.conv_transpose2d_act(
+                    input.unsqueeze(-2),
+                    self.weight.unsqueeze(-2),
+                    self.bias,
+                    [1, self.stride[0]],
+                    [0, self.padding[0]],
+                    [0, output_padding[0]],
+                    self.groups,
+                    [1, self.dilation[0]],
+                    activation=self.activation,
+                    params=self.params,
+                ).squeeze(-2)
             return torch.ops.convt.conv_transpose2d(
                 input.unsqueeze(-2),
                 self.weight.unsqueeze(-2),
@@ -98,13 +160,4 @@ class ConvTranspose1d(torch.nn.ConvTranspose1d):
                 self.groups,
                 [1, self.dilation[0]],
             ).squeeze(-2)
-        return conv_transpose1d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,  # type: ignore[arg-type]
-            output_padding,
-            self.groups,
-            self.dilation,
-        )
+        return self._call(conv_transpose1d, conv_transpose1d_act, input, output_padding)

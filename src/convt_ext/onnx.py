@@ -1,15 +1,17 @@
-"""Export to ONNX, in which the operator is a standard ``ConvTranspose`` node.
+"""Export to ONNX: the operator is a standard ``ConvTranspose`` node, an activation standard nodes behind it.
 
 Needs onnxscript, as torch's exporter itself does: ``pip install convt_ext[onnx]``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from ._activation import parse
 from ._shapes import expand
 
 
@@ -17,8 +19,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The ``custom_translation_table`` for :func:`torch.onnx.export` of a model with the operator in it.
 
     Each call of the operator becomes one ``ConvTranspose`` of the standard domain, with an ``Unsqueeze`` before it and
-    a ``Squeeze`` behind it where the input has no batch. Any runtime of ONNX can run it, without this package. The
-    exporter that reads the table is the one for ``dynamo=True``.
+    a ``Squeeze`` behind it where the input has no batch. An activation, a scale and a shift become standard nodes
+    behind it. Any runtime of ONNX can run them, without this package. The exporter that reads the table is the one for
+    ``dynamo=True``.
 
     Dtypes:
         those of the model; ``ConvTranspose`` takes bfloat16 from ``opset_version=22`` on.
@@ -72,4 +75,49 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         )
         return output if batched else op.Squeeze(output, op.Constant(value_ints=[0]))
 
-    return {torch.ops.convt.conv_transpose2d.default: conv_transpose2d}
+    def gelu(x: Any) -> Any:
+        return op.Mul(op.Mul(x, 0.5), op.Add(op.Erf(op.Mul(x, math.sqrt(0.5))), 1.0))
+
+    def gelu_tanh(x: Any) -> Any:
+        cubic = op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), 0.044715))
+        return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(op.Mul(cubic, math.sqrt(2 / math.pi))), 1.0))
+
+    activations: dict[str, Callable[..., Any]] = {
+        "none": lambda x: x,
+        "relu": op.Relu,
+        "leaky_relu": lambda x, slope: op.LeakyRelu(x, alpha=slope),
+        "elu": lambda x, alpha: op.Elu(x, alpha=alpha),
+        "silu": lambda x: op.Mul(x, op.Sigmoid(x)),
+        "gelu": gelu,
+        "gelu_tanh": gelu_tanh,
+        "mish": op.Mish,
+        "sigmoid": op.Sigmoid,
+        "tanh": op.Tanh,
+        "hardtanh": op.Clip,
+        "clamp": op.Clip,
+        "hardswish": op.HardSwish,
+    }
+
+    def conv_transpose2d_act(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Sequence[int] = (1,),
+        padding: Sequence[int] = (0,),
+        output_padding: Sequence[int] = (0,),
+        groups: int = 1,
+        dilation: Sequence[int] = (1,),
+        activation: str = "none",
+        params: Sequence[float] = (),
+    ) -> Any:
+        output = conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        parsed = parse(activation, params)
+        output = activations[activation](output, *parsed.numbers)
+        if parsed.scale != 1:
+            output = op.Mul(output, parsed.scale)
+        return output if parsed.shift == 0 else op.Add(output, parsed.shift)
+
+    return {
+        torch.ops.convt.conv_transpose2d.default: conv_transpose2d,
+        torch.ops.convt.conv_transpose2d_act.default: conv_transpose2d_act,
+    }

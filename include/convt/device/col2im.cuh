@@ -30,6 +30,7 @@
 #include <algorithm>
 
 #include "convt/col2im.h"
+#include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/mma.cuh"
@@ -64,6 +65,7 @@ struct Params {
   ActivationStrides input_stride, output_stride;
   WeightStrides weight_stride;
   int64_t bias_stride;
+  ActivationParams<float> activation;
 
   int batch, cin_per_group, cout_per_group;
   int input_h, input_w, output_h, output_w;
@@ -523,6 +525,8 @@ __device__ inline void gather_places(const Params<T>& p, const float* products, 
         }
       }
     }
+    if (!p.activation.is_identity())
+      activate_sums<T, 1>(p.activation, reinterpret_cast<float (&)[2 * kCouts]>(y));
     if (p.output_channels_last) {
       store_channels(p, places, first, couts, y);
     } else {

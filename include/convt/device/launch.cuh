@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "convt/activate.h"
 #include "convt/problem.h"
 
 namespace convt {
@@ -18,6 +19,7 @@ void set_problem(Params<T>& p, const Problem& problem) {
   p.input_stride = problem.input_stride;
   p.output_stride = dense_output_strides(problem);
   p.bias_stride = problem.bias_stride;
+  p.activation = activation_params<float>(problem.activation);
   p.batch = static_cast<int>(problem.batch);
   p.cin_per_group = static_cast<int>(problem.cin_per_group);
   p.cout_per_group = static_cast<int>(problem.cout_per_group);

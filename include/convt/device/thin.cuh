@@ -28,6 +28,7 @@
 
 #include <algorithm>
 
+#include "convt/device/activation.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/mma.cuh"
 #include "convt/device/scalar.cuh"
@@ -53,6 +54,7 @@ struct Params {
   ActivationStrides input_stride, output_stride;
   WeightStrides weight_stride;
   int64_t bias_stride;
+  ActivationParams<float> activation;
 
   int batch, cin_per_group, cout_per_group;
   int input_h, input_w, output_h, output_w;
@@ -520,8 +522,9 @@ __device__ inline float add_products(const float* first, int taps, int tap_float
 }
 
 // Writes the outputs of the points [begin, end) along H. `first_column` is the thread's first. kTaps is the
-// most taps of a phase along W, or 0 for any number.
-template <int kTaps, typename T>
+// most taps of a phase along W, or 0 for any number. With the activation, which is applied to one output
+// after the other, all numbers share code: the first three taps, and any others.
+template <int kTaps, bool kActivates, typename T>
 __device__ inline void gather(const Params<T>& p, const Share& share, const float* products,
                               const Column& first_column, int begin, int end) {
   const auto by_column = p.gather_columns.divide(static_cast<int>(threadIdx.x));
@@ -559,8 +562,19 @@ __device__ inline void gather(const Params<T>& p, const Share& share, const floa
         const float* of_cout = of_column + point * p.point_floats + phase * p.phase_floats;
         T* out = of_line;
         int cout = first_cout;
+        if constexpr (kActivates) {
+#pragma unroll 1
+          for (; cout < end_cout; ++cout) {
+            float sum = add_products<3>(of_cout, column.taps, tap_floats);
+#pragma unroll 1
+            for (int j = 3; j < column.taps; ++j) sum += of_cout[j * tap_floats];
+            *out = narrow<T>(activate(p.activation, widen(narrow<T>(sum + share.bias[cout]))));
+            of_cout += p.cout_floats;
+            out += cout_step;
+          }
+        }
         // Four output channels at once, so that their reads overlap.
-        for (; cout + 4 <= end_cout; cout += 4) {
+        for (; !kActivates && cout + 4 <= end_cout; cout += 4) {
           float sum[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -574,7 +588,7 @@ __device__ inline void gather(const Params<T>& p, const Share& share, const floa
           }
         }
 #pragma unroll 1
-        for (; cout < end_cout; ++cout) {
+        for (; !kActivates && cout < end_cout; ++cout) {
           *out = narrow<T>(add_products<kTaps>(of_cout, column.taps, tap_floats) + share.bias[cout]);
           of_cout += p.cout_floats;
           out += cout_step;
@@ -670,18 +684,21 @@ __global__ void __launch_bounds__(thin_threads(kParts, kComputeCapability))
     } else {
       const float* const last = products + (half ^ 1) * p.half_floats;
       const int begin = first_point - p.rows, end = min(first_point, share.end_point);
-      switch (p.most_taps) {
+      switch (p.activation.is_identity() ? p.most_taps : -1) {
+        case -1:
+          gather<0, true>(p, share, last, column, begin, end);
+          break;
         case 1:
-          gather<1>(p, share, last, column, begin, end);
+          gather<1, false>(p, share, last, column, begin, end);
           break;
         case 2:
-          gather<2>(p, share, last, column, begin, end);
+          gather<2, false>(p, share, last, column, begin, end);
           break;
         case 3:
-          gather<3>(p, share, last, column, begin, end);
+          gather<3, false>(p, share, last, column, begin, end);
           break;
         default:
-          gather<0>(p, share, last, column, begin, end);
+          gather<0, false>(p, share, last, column, begin, end);
       }
     }
     if (first_point >= share.end_point) return;

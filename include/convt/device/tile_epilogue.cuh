@@ -1,4 +1,4 @@
-// Epilogue of the tensor-core kernels: bias, rounding, and stores of whole lines.
+// Epilogue of the tensor-core kernels: bias, rounding, activation, and stores of whole lines.
 //
 // Each warp works alone, on its own part of shared memory, with no barrier of the block: warps that still
 // multiply hide those that store. A warp first lays its sums out as the output has them, then copies lines:
@@ -7,9 +7,11 @@
 //          interleaved, and a line is a piece of an output row
 //   NHWC   line (phase, pixel), elements output channel; 8 x 8 blocks of sums are transposed in registers
 //
-// Lines are output_pitch elements apart, which keeps the stores of a warp in different banks.
+// Lines are output_pitch elements apart, which keeps the stores of a warp in different banks. The activation
+// is applied to lines where they lie.
 #pragma once
 
+#include "convt/device/activation.cuh"
 #include "convt/device/mma.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/device/tile_params.cuh"
@@ -373,6 +375,16 @@ __device__ inline void write_lines(const Params<T>& p, const Tile& tile, const O
   });
 }
 
+// Applies the activation to what a warp has laid out, and to what lies between lines, which nobody reads.
+template <typename T>
+__device__ inline void activate_lines(const Params<T>& p, const Output<T>& out) {
+  const int lane = afresh(static_cast<int>(threadIdx.x)) % 32;
+  auto* const values = reinterpret_cast<ActivatedValues<T>*>(out.lines);
+  const int count = p.shared.output_bytes / static_cast<int>(sizeof(*values));
+#pragma unroll 1
+  for (int i = lane; i < count; i += 32) activate_values<1>(p.activation, values + i);
+}
+
 // Stores a warp's sums; all lanes call it.
 template <typename Config, typename T>
 __device__ inline void store_sums(const Params<T>& p, const Tile& tile, const Output<T>& out,
@@ -390,6 +402,10 @@ __device__ inline void store_sums(const Params<T>& p, const Tile& tile, const Ou
     lay_phases<Config>(p, out, sums);
   }
   __syncwarp();
+  if (!p.activation.is_identity()) {
+    activate_lines(p, out);
+    __syncwarp();
+  }
   if (p.output_channels_last) {
     write_lines<Config, true>(p, tile, out);
   } else {

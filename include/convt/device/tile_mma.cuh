@@ -273,7 +273,7 @@ __device__ inline void finish(const Params<T>& p, const Tile& tile, const RowTil
 template <typename Config, typename T>
 __device__ inline void locate_pixels(const Params<T>& p, const Tile& tile, int first_pixel,
                                      unsigned (&pixel)[Config::kBlocksN / 2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = afresh(static_cast<int>(threadIdx.x)) % 32;
   const int first_w = tile.grid_w + p.taps_w.least_offset;
   const int margin = p.input_channels_last ? 0 : first_w & (p.load_bytes / static_cast<int>(sizeof(T)) - 1);
 #pragma unroll

@@ -23,6 +23,7 @@ struct Params {
   float4* partial_sums;  // of the splits; null when there is one
   ActivationStrides input_stride, output_stride;
   int64_t bias_stride;
+  ActivationParams<float> activation;
 
   int batch, cin_per_group, cout_per_group;
   int input_h, input_w, output_h, output_w;

@@ -28,6 +28,7 @@
 
 #include <type_traits>
 
+#include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/scalar.cuh"
@@ -49,6 +50,7 @@ struct Params {
   ActivationStrides input_stride, output_stride;
   WeightStrides weight_stride;
   int64_t bias_stride;
+  ActivationParams<float> activation;
 
   int batch, cin_per_group, cout_per_group;
   int input_h, input_w, output_h, output_w, padding_h, padding_w;
@@ -399,6 +401,12 @@ __device__ constexpr int cout_offset(int i) {
   return (i / 4) * 4 * Config::kLanesCout + i % 4;
 }
 
+// The sums of a thread, one after the other.
+template <typename Config>
+__device__ inline auto& all_of(Sums<Config>& sums) {
+  return reinterpret_cast<float (&)[Config::kCoutsPerThread * Config::kPixelsPerThread]>(sums);
+}
+
 // `cout` is, here and below, the thread's first output channel in the tile. Read here rather than kept in
 // registers.
 template <typename Config, typename T>
@@ -554,10 +562,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int lane_cout = lane % Config::kLanesCout;
   constexpr int kCoutsPerLane = Config::kCoutsPerThread < 4 ? Config::kCoutsPerThread : 4;
-  const int cout =
+  int cout =
       (warp % Config::kWarpsCout) * Config::kCoutsPerThread * Config::kLanesCout + lane_cout * kCoutsPerLane;
-  const int first_pixel = (warp / Config::kWarpsCout) * Config::kPixelsPerThread * Config::kLanesPixel +
-                          lane / Config::kLanesCout;
+  int first_pixel = (warp / Config::kWarpsCout) * Config::kPixelsPerThread * Config::kLanesPixel +
+                    lane / Config::kLanesCout;
 
   int pixel[Config::kPixelsPerThread];
 #pragma unroll
@@ -604,6 +612,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kMinBlocks)
 
     if (ends_phase(p, step)) {
       add_bias<Config>(p, tile, cout, total);
+      if (!p.activation.is_identity()) activate_sums<T, 1>(p.activation, all_of<Config>(total));
+      if constexpr (Config::kChannelVector == 1 && Config::kCoutsPerThread == 4) {
+        // Where the sums go is found anew: there are no registers to keep it in.
+        cout = afresh(cout);
+        first_pixel = afresh(first_pixel);
+      }
       if (p.channels_last) {
         store_pixels<Config>(p, tile, step, first_pixel, cout, total);
       } else {

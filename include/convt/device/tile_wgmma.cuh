@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/channel_planes.cuh"
 #include "convt/device/scalar.cuh"
@@ -715,6 +716,46 @@ __device__ inline void hold(UnitSums<Config>& sums) {
   }
 }
 
+// Applies the activation to the sums of a unit. Registers cannot be counted: a lane puts the sums of a slice,
+// as T has them, into its warp's part of the shared memory, goes through them there, and brings them back.
+template <typename T, typename Config>
+__device__ inline void activate_unit(const WgmmaParams<T>& p, UnitSums<Config>& sums) {
+  constexpr int kParts = Config::kSlices * Config::kRowTiles;
+  const int thread = afresh(static_cast<int>(threadIdx.x));
+  auto* const own = reinterpret_cast<ActivatedValues<T>*>(output_lines(p, thread)) + thread % 32;
+  // What was laid out here before has been stored: pixels by any warp of the warpgroup.
+  if constexpr (Config::kChannelsLast) {
+    sync_threads<128>(2 + (thread - kHelpers) / 128);
+  } else {
+    __syncwarp();
+  }
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      if (i != part) continue;
+#pragma unroll
+      for (int j = 0; j < kSlice / 8; ++j) {
+        const float (&c)[4] = sums[i / Config::kRowTiles][i % Config::kRowTiles][j];
+        own[32 * j] = {narrow<T>(c[0]), narrow<T>(c[1]), narrow<T>(c[2]), narrow<T>(c[3])};
+      }
+    }
+#pragma unroll 1
+    for (int j = 0; j < kSlice / 8; ++j) activate_values<4>(p.activation, own + 32 * j);
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      if (i != part) continue;
+#pragma unroll
+      for (int j = 0; j < kSlice / 8; ++j) {
+        const ActivatedValues<T> values = own[32 * j];
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          sums[i / Config::kRowTiles][i % Config::kRowTiles][j][k] = widen(values.of[k]);
+      }
+    }
+  }
+}
+
 // ---------------------------------------------------------------- stores
 
 // Where a lane's pixels of a tile lie in the output, one after the other, and which of them exist.
@@ -1089,6 +1130,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
       in_use.give_back(p, weight.stream(p));
       if (last_use) place = at;
       if (p.bias != nullptr) bias.add_to(sums);
+      if (!p.activation.is_identity()) activate_unit<T, Config>(p, sums);
       note.put_aside(0, turn, round, place.slot, place.parity);
       note.put_aside(1, weight.place.slot, weight.place.parity, warpgroup, number);
       store_unit<T, Config>(p, note, sums);
