@@ -542,7 +542,7 @@ Plan plan_for(const Problem& p, int device, const char* forced) {
   const DeviceLimits& limits = device_limits(device);
   // All that make_plan reads. An entry is some 5 KB; a model has tens of layers, a thread a few
   // models.
-  using Key = std::array<int64_t, 28>;
+  using Key = std::array<int64_t, 30>;
   struct Hash {
     size_t operator()(const Key& key) const {
       uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over 64-bit words
@@ -580,7 +580,9 @@ Plan plan_for(const Problem& p, int device, const char* forced) {
                    p.weight_stride.cout,
                    p.weight_stride.kh,
                    p.weight_stride.kw,
-                   p.output_channels_last};
+                   p.output_channels_last,
+                   reinterpret_cast<uintptr_t>(p.input) % 16 == 0,
+                   reinterpret_cast<uintptr_t>(p.weight) % 16 == 0};
   const auto found = plans.find(key);
   if (found != plans.end()) return found->second;
   if (plans.size() >= kMostPlans) plans.clear();
@@ -635,6 +637,10 @@ constexpr TensorCorePaths kTileMmaPaths = {launch_tile_mma_fp16, launch_tile_mma
 constexpr TensorCorePaths kTileWgmmaPaths = {launch_tile_wgmma_fp16, launch_tile_wgmma_bf16,
                                              launch_tile_wgmma_tf32, launch_tile_wgmma_ieee};
 
+constexpr TensorCorePaths kImplicitGemmPaths = {launch_implicit_gemm_fp16, launch_implicit_gemm_bf16,
+                                                launch_implicit_gemm_tf32,
+                                                decltype(&launch_implicit_gemm_tf32){nullptr}};
+
 // Packs the weight, then multiplies.
 template <typename Launch, typename Launcher>
 cudaError_t launch_tensor_cores(const Problem& problem, const Launch& launch,
@@ -669,15 +675,22 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
     case Kernel::kCol2im:
       return problem.dtype == DType::kFloat16 ? launch_col2im_fp16(problem, plan.col2im, stream)
                                               : launch_col2im_bf16(problem, plan.col2im, stream);
+    case Kernel::kImplicitGemm: {
+      const cudaError_t error = launch_turn_operands(problem, plan.implicit_gemm, workspace, stream);
+      return error != cudaSuccess
+                 ? error
+                 : kImplicitGemmPaths.of(problem)(problem, plan.implicit_gemm, workspace, stream);
+    }
   }
   return cudaErrorInvalidValue;
 }
 
 std::optional<Tensor> allocate_workspace(const Plan& plan, const Tensor& like) {
-  const size_t bytes = plan.kernel == Kernel::kTileSimt    ? plan.tile_simt.workspace_bytes
-                       : plan.kernel == Kernel::kTileMma   ? plan.tile_mma.workspace_bytes
-                       : plan.kernel == Kernel::kTileWgmma ? plan.tile_wgmma.workspace_bytes
-                                                           : 0;
+  const size_t bytes = plan.kernel == Kernel::kTileSimt       ? plan.tile_simt.workspace_bytes
+                       : plan.kernel == Kernel::kTileMma      ? plan.tile_mma.workspace_bytes
+                       : plan.kernel == Kernel::kTileWgmma    ? plan.tile_wgmma.workspace_bytes
+                       : plan.kernel == Kernel::kImplicitGemm ? plan.implicit_gemm.workspace_bytes
+                                                              : 0;
   if (bytes == 0) return std::nullopt;
   return allocate({1, {static_cast<int64_t>(bytes)}, {1}}, aoti_torch_dtype_uint8(), like);
 }

@@ -316,6 +316,8 @@ const char* kernel_name(Kernel kernel) {
       return "tile_wgmma";
     case Kernel::kCol2im:
       return "col2im";
+    case Kernel::kImplicitGemm:
+      return "implicit_gemm";
   }
   return "unknown";
 }
@@ -325,16 +327,19 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const std::string& name = wanted.name;
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
   const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) ||
-                             forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im);
+                             forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im) ||
+                             forces(Kernel::kImplicitGemm);
   if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
       !forces(Kernel::kTileSimt) && !tensor_kernel) {
     throw std::invalid_argument(
-        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma or col2im, got " +
+        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im or "
+        "implicit_gemm, got " +
         name);
   }
   if (wanted.text != name && !tensor_kernel) {
     throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
-                                ": only thin, tile_mma, tile_wgmma and col2im number their launches");
+                                ": only thin, tile_mma, tile_wgmma, col2im and implicit_gemm number "
+                                "their launches");
   }
 
   Plan plan;
@@ -362,6 +367,7 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   consider(Kernel::kTileMma, tiles, tile_mma_obstacle, visit_tile_mma, &plan.tile_mma);
   consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);
   consider(Kernel::kCol2im, tiles, col2im_obstacle, visit_col2im, &plan.col2im);
+  consider(Kernel::kImplicitGemm, tiles, implicit_gemm_obstacle, visit_implicit_gemm, &plan.implicit_gemm);
   if (plan.kernel != Kernel::kNone) return plan;
   if (forces(Kernel::kDepthwise) || (name.empty() && suits_depthwise(problem))) {
     obstacle = depthwise_obstacle(problem, device);
@@ -475,6 +481,23 @@ std::string describe(const Plan& plan) {
          << (t.reuses_stages ? " shared_with_products" : "") << " copies=" << t.weight_bytes << "+"
          << t.input_bytes << (t.input_channels_last ? "c" : "w") << " shared=" << t.shared_bytes
          << " works=" << t.works() << " blocks=" << t.grid;
+  }
+  if (plan.kernel == Kernel::kImplicitGemm) {
+    const ImplicitGemmLaunch& t = plan.implicit_gemm;
+    const ImplicitGemmConfig& sizes = t.sizes();
+    line << " rows=" << sizes.rows << " pixels=" << sizes.pixels << " tile=";
+    if (t.blocks) {
+      line << "blocks";
+    } else {
+      line << t.images << "x" << t.rows << "x" << t.cols;
+    }
+    line << " flat=" << t.flat << " phases=" << t.phases() << "x" << t.phases_together
+         << " couts=" << t.cout_tiles << " pixel_tiles=" << t.pixel_tiles << " cluster=" << t.cluster_rows
+         << "x" << t.cluster_pixels << " chunks=" << t.chunks << " stages=" << t.stages
+         << " turns=" << (t.turns_input ? "input" : "") << (t.turns_weight ? "+weight" : "")
+         << " stores=" << t.store_elements << " workspace=" << t.workspace_bytes
+         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
+    if (t.element_size == 4) line << " precision=tf32";
   }
   return line.str();
 }

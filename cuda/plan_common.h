@@ -105,6 +105,12 @@ const char* col2im_obstacle(const Problem& problem, const DeviceLimits& device);
 using Col2imVisitor = std::function<void(const Col2imLaunch&, double)>;
 void visit_col2im(const Problem& problem, const DeviceLimits& device, const Col2imVisitor& visit);
 
+// The same of `implicit_gemm`.
+const char* implicit_gemm_obstacle(const Problem& problem, const DeviceLimits& device);
+using ImplicitGemmVisitor = std::function<void(const ImplicitGemmLaunch&, double)>;
+void visit_implicit_gemm(const Problem& problem, const DeviceLimits& device,
+                         const ImplicitGemmVisitor& visit);
+
 // Why `depthwise` cannot compute a problem, or null; and its launch where it can.
 const char* depthwise_obstacle(const Problem& problem, const DeviceLimits& device);
 DepthwiseLaunch plan_depthwise(const Problem& problem, const DeviceLimits& device);

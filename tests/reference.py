@@ -25,12 +25,14 @@ KERNEL_DTYPES = {
     "tile_mma": (torch.float16, torch.bfloat16, torch.float32),
     "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
     "col2im": (torch.float16, torch.bfloat16),
+    "implicit_gemm": (torch.float16, torch.bfloat16),
 }
 # Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
 CUDA_KERNELS = ("generic", "depthwise", "tile_simt")
 TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma")
-# Kernels of tensor cores that take 16-bit types alone.
-HALF_KERNELS = ("col2im",)
+# Kernels of tensor cores that take 16-bit types alone, but for those that take float32 where TF32 is allowed.
+HALF_KERNELS = ("col2im", "implicit_gemm")
+TF32_KERNELS = ("implicit_gemm",)
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
 # where `tf32_allowed` says otherwise.
 TENSOR_CORE_PRECISIONS = {
@@ -52,9 +54,14 @@ def takes(kernel: str | None, dtype: torch.dtype) -> bool:
     return kernel is None or dtype in KERNEL_DTYPES[kernel]
 
 
+def takes_precision(kernel: str, precision: str) -> bool:
+    """Whether a forced kernel of tensor cores computes in one of TENSOR_CORE_PRECISIONS."""
+    return takes(kernel, TENSOR_CORE_PRECISIONS[precision]) or (precision == "tf32" and kernel in TF32_KERNELS)
+
+
 def skip_without_code_for(kernel: str) -> None:
     """Skips the running test where the GPU, or the build, has no code for the kernel."""
-    if kernel not in ("tile_wgmma", "col2im"):
+    if kernel not in ("tile_wgmma", "col2im", "implicit_gemm"):
         return
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip(f"{kernel} needs compute capability 9.0")
@@ -72,15 +79,22 @@ _LIMITS = (
 )
 
 
-def skip_beyond_limits(kernel: str | None, x: Tensor, w: Tensor, b: Tensor | None, **arguments: Any) -> None:
-    """Skips the running test where the geometry is too large for the forced kernel."""
+def beyond_limits(kernel: str | None, x: Tensor, w: Tensor, b: Tensor | None, **arguments: Any) -> str:
+    """Why the geometry is too large for the forced kernel; empty if it is not."""
     try:
         convt_ext.plan(x, w, b, **arguments)
     except RuntimeError as error:
         reasons = [f"CONVT_KERNEL={kernel} cannot compute this problem: {limit}" for limit in _LIMITS]
         if not any(str(error).endswith(reason) for reason in reasons):
             raise
-        pytest.skip(str(error))
+        return str(error)
+    return ""
+
+
+def skip_beyond_limits(kernel: str | None, x: Tensor, w: Tensor, b: Tensor | None, **arguments: Any) -> None:
+    """Skips the running test where the geometry is too large for the forced kernel."""
+    if reason := beyond_limits(kernel, x, w, b, **arguments):
+        pytest.skip(reason)
 
 
 @contextmanager
@@ -118,7 +132,7 @@ def on_tensor_cores(*precisions: str) -> pytest.MarkDecorator:
         pytest.param(Target("cuda", kernel), precision, marks=NEEDS_CUDA, id=f"cuda-{kernel}-{precision}")
         for kernel in (*TENSOR_CORE_KERNELS, *HALF_KERNELS)
         for precision in precisions or TENSOR_CORE_PRECISIONS
-        if takes(kernel, TENSOR_CORE_PRECISIONS[precision])
+        if takes_precision(kernel, precision)
     ]
     return pytest.mark.parametrize(("target", "precision"), cases, indirect=["target"])
 

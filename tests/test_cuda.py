@@ -23,6 +23,7 @@ from reference import (
     poison,
     skip_without_code_for,
     takes,
+    takes_precision,
     tf32_allowed,
 )
 from torch import Tensor
@@ -212,7 +213,7 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (convt_ext.conv_transpose2d, convt_ext.plan):
         with pytest.raises(
             RuntimeError,
-            match=r"CONVT_KERNEL must be generic, depthwise, thin, .*, tile_wgmma or col2im, got fastest",
+            match=r"CONVT_KERNEL must be generic, depthwise, .*, col2im or implicit_gemm, got fastest",
         ):
             function(*tensors, **SMALL.arguments)
 
@@ -225,9 +226,18 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tile_simt", Geometry("stride", (1, 8, 1, 2), 8, (1, 1), stride=(1, 1000)), torch.float32, "stride"),
         ("depthwise", SMALL, torch.float64, "float64"),
         ("col2im", SMALL, torch.float64, "float64"),
+        ("implicit_gemm", SMALL, torch.float32, "IEEE float32"),
         ("depthwise", Geometry("far", (1, 1, 1, 2), 1, (1, 1), stride=(1, 10000)), torch.float32, "stride"),
     ],
-    ids=["simt-float64", "simt-taps", "simt-stride", "depthwise-float64", "col2im-float64", "depthwise-stride"],
+    ids=[
+        "simt-float64",
+        "simt-taps",
+        "simt-stride",
+        "depthwise-float64",
+        "col2im-float64",
+        "gemm-ieee",
+        "depthwise-stride",
+    ],
 )
 def test_forced_kernel_that_cannot(
     kernel: str, geometry: Geometry, dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
@@ -381,8 +391,8 @@ def test_small_problems(forced: str, layout: str, dtype: torch.dtype) -> None:
     [
         (kernel, precision)
         for kernel in (*TENSOR_CORE_KERNELS, *HALF_KERNELS)
-        for precision, dtype in TENSOR_CORE_PRECISIONS.items()
-        if takes(kernel, dtype)
+        for precision in TENSOR_CORE_PRECISIONS
+        if takes_precision(kernel, precision)
     ],
 )
 def test_small_problems_on_tensor_cores(forced: str, layout: str, precision: str) -> None:

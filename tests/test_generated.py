@@ -15,6 +15,7 @@ from reference import (
     assert_accurate,
     poison,
     takes,
+    takes_precision,
     tf32_allowed,
 )
 
@@ -99,7 +100,7 @@ def test_generated_geometry(
 def test_generated_geometry_on_tensor_cores(
     target: Target, geometry: Geometry, precision: str, input_layout: str, weight_layout: str, seed: int
 ) -> None:
-    if not takes(target.kernel, TENSOR_CORE_PRECISIONS[precision]):
+    if target.kernel is not None and not takes_precision(target.kernel, precision):
         precision = "fp16"
     with tf32_allowed(precision == "tf32"):
         check(target, geometry, TENSOR_CORE_PRECISIONS[precision], input_layout, weight_layout, seed)

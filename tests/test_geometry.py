@@ -206,6 +206,15 @@ LARGER = (
     G("groups", (2, 96, 17, 40), 128, (3, 3), stride=(2, 2), groups=2),
     G("small_images", (40, 64, 8, 6), 64, (4, 4), stride=(2, 2), padding=(1, 1)),
     G("many_channels", (3, 600, 9, 11), 130, (3, 3), padding=(1, 1)),
+    # tiles shared by a cluster: blocks of a row and of an image, lines of several images, taps of other phases
+    G("shared_blocks", (3, 136, 9, 136), 264, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+    G("shared_blocks_stride_1", (2, 72, 11, 72), 200, (3, 5), padding=(1, 2)),
+    G("shared_flat", (5, 200, 24, 24), 320, (2, 2), stride=(2, 2)),
+    G("shared_lines", (33, 128, 8, 6), 256, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("shared_odd_rows", (2, 64, 20, 65), 136, (3, 4), stride=(1, 2), output_padding=(0, 1)),
+    G("shared_row", (4, 256, 1, 208), 136, (1, 16), stride=(1, 8), padding=(0, 4)),
+    G("shared_groups", (2, 160, 16, 24), 288, (3, 3), stride=(2, 2), padding=(1, 1), groups=2),
+    G("shared_dilation", (2, 64, 20, 32), 192, (3, 3), stride=(2, 4), dilation=(3, 2), padding=(2, 1)),
 )
 
 

@@ -11,6 +11,7 @@ from reference import (
     TENSOR_CORE_KERNELS,
     TENSOR_CORE_PRECISIONS,
     TENSOR_CORE_TARGETS,
+    TF32_KERNELS,
     Geometry,
     Target,
     on_tensor_cores,
@@ -25,7 +26,7 @@ import convt_ext
 
 INF, NAN = float("inf"), float("nan")
 # Kernels that multiply the zeros beyond the input's edge by weights: an infinite weight gives NaN there.
-MULTIPLIES_PADDING = ("tile_simt", "tile_mma", "tile_wgmma")
+MULTIPLIES_PADDING = ("tile_simt", "tile_mma", "tile_wgmma", "implicit_gemm")
 
 GEOMETRIES = (
     Geometry("stride_1", (2, 5, 6, 7), 4, (3, 3), padding=(1, 1)),
@@ -81,7 +82,7 @@ def assert_placement(out: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geomet
     assert torch.isnan(got[torch.isnan(expected)]).all()
     infinite = torch.isinf(expected)
     same = got[infinite] == expected[infinite]
-    if kernel in TENSOR_CORE_KERNELS and out.dtype == torch.float32:
+    if kernel in (*TENSOR_CORE_KERNELS, *TF32_KERNELS) and out.dtype == torch.float32:
         same |= torch.isnan(got[infinite])
     assert same.all()
     allowed = torch.zeros_like(finite)

@@ -34,6 +34,18 @@ cudaError_t launch_thin_ieee(const Problem& problem, const ThinLaunch& launch, c
 cudaError_t launch_col2im_fp16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
 cudaError_t launch_col2im_bf16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
 
+// Lays out in `workspace` what launch.turns_input and turns_weight say; before launch_implicit_gemm_*.
+cudaError_t launch_turn_operands(const Problem& problem, const ImplicitGemmLaunch& launch, void* workspace,
+                                 cudaStream_t stream);
+
+// Many channels on both sides, operands copied by tensor maps; 16 bits and TF32.
+cudaError_t launch_implicit_gemm_fp16(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                      const void* workspace, cudaStream_t stream);
+cudaError_t launch_implicit_gemm_bf16(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                      const void* workspace, cudaStream_t stream);
+cudaError_t launch_implicit_gemm_tf32(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                      const void* workspace, cudaStream_t stream);
+
 // Writes launch.packed_bytes to `workspace`; before launch_tile_mma_*.
 cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                   cudaStream_t stream);

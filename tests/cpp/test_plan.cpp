@@ -405,9 +405,83 @@ void check_col2im(const Problem& p, const convt::Col2imLaunch& launch, const Dev
   CHECK(launch.window_w == p.w.input || launch.align_w % pixels == 0, context);
 }
 
+void check_implicit_gemm(const Problem& p, const convt::ImplicitGemmLaunch& launch,
+                         const DeviceLimits& device, const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  const int size = launch.element_size, vector = 16 / size;
+  const convt::ImplicitGemmConfig& sizes = launch.sizes();
+  CHECK(device.has_wgmma && size == convt::element_size(p.dtype), context);
+  CHECK(size == 2 || p.float32_precision == convt::Float32Precision::kTf32, context);
+  covers(launch.cout_tiles, sizes.rows, p.cout_per_group);
+  covers(launch.chunks, launch.chunk(), p.cin_per_group);
+  covers(launch.places_h, p.h.stride, p.h.output);
+  covers(launch.places_w, p.w.stride, p.w.output);
+  CHECK(launch.groups == p.groups && launch.stages >= 2, context);
+  // Whole clusters, as many as the device holds at a time.
+  CHECK(launch.grid % launch.cluster() == 0 && launch.grid >= launch.cluster(), context);
+  CHECK(launch.grid <= device.sm_count && launch.grid / launch.cluster() <= launch.works(), context);
+  CHECK(convt::implicit_gemm_shared(launch).bytes == launch.shared_bytes, context);
+  CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+  // What tensor maps read lies at multiples of 16 bytes.
+  const auto aligned = [&](int64_t side, int64_t stride) { return side == 1 || stride % vector == 0; };
+  if (launch.turns_input) {
+    CHECK(launch.padded_cin % vector == 0 && launch.padded_cin >= p.cin_per_group, context);
+  } else {
+    const convt::ActivationStrides& in = p.input_stride;
+    CHECK((launch.blocks ? in.w == 1 || p.w.input == 1 : in.c == 1 || p.cin() == 1), context);
+    CHECK(aligned(p.batch, in.n) && aligned(p.h.input, in.h), context);
+    CHECK((launch.blocks ? aligned(p.cin(), in.c) : aligned(p.w.input, in.w)), context);
+  }
+  if (launch.turns_weight) {
+    CHECK(launch.workspace_bytes > launch.weight_offset && launch.weight_offset % 16 == 0, context);
+  } else {
+    CHECK(size == 2 && (p.weight_stride.cout == 1 || p.cout_per_group == 1), context);
+    CHECK(aligned(p.cin(), p.weight_stride.cin), context);
+  }
+  CHECK(launch.phases_together == 1 || (!p.output_channels_last && p.w.stride == 2), context);
+  CHECK(p.output_channels_last ? p.cout_per_group % launch.store_elements == 0
+                               : p.w.output % launch.store_elements == 0,
+        context);
+  if (launch.flat) {
+    for (const Axis* axis : {&p.h, &p.w}) {
+      CHECK(axis->padding == 0 && (axis->kernel - 1) * axis->dilation < axis->stride, context);
+      CHECK((axis->output + axis->stride - 1) / axis->stride == axis->input, context);
+    }
+  }
+  const int64_t pixels = p.h.input * p.w.input;
+  if (launch.blocks) {
+    const int64_t row = launch.flat ? pixels : launch.places_w, rows = launch.flat ? 1 : launch.places_h;
+    covers(launch.tiles_w, convt::kImplicitGemmBlock, row);
+    CHECK(launch.tiles_h == rows, context);
+    covers(launch.pixel_tiles, sizes.pixels / convt::kImplicitGemmBlock,
+           launch.tiles_w * launch.tiles_h * p.batch);
+    return;
+  }
+  const int lines = launch.images * launch.rows * launch.cols;
+  CHECK(lines <= sizes.pixels && std::max({launch.images, launch.rows, launch.cols}) <= 256, context);
+  if (launch.cluster_rows > 1) {
+    // Each block loads a part whose lines follow each other, in whole eights.
+    const int parts = launch.cluster_rows;
+    CHECK(lines % (8 * parts) == 0, context);
+    CHECK(launch.images % parts == 0 || (launch.images == 1 && launch.rows % parts == 0) ||
+              (launch.images == 1 && launch.rows == 1),
+          context);
+  }
+  if (launch.flat) return covers(launch.pixel_tiles, launch.cols, pixels * p.batch);
+  covers(launch.image_tiles, launch.images, p.batch);
+  covers(launch.tiles_h, launch.rows, launch.places_h);
+  covers(launch.tiles_w, launch.cols, launch.places_w);
+  CHECK(launch.pixel_tiles == launch.image_tiles * launch.tiles_h * launch.tiles_w, context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
+  if (plan.kernel == Kernel::kImplicitGemm) {
+    return check_implicit_gemm(p, plan.implicit_gemm, device, context);
+  }
   if (plan.kernel == Kernel::kCol2im) return check_col2im(p, plan.col2im, device, context);
   if (plan.kernel == Kernel::kThin) return check_thin(p, plan.thin, device, context);
   if (plan.kernel == Kernel::kTileMma) return check_tile_mma(p, plan.tile_mma, device, context);
@@ -459,7 +533,8 @@ void test_typical_problems() {
       if (!tensor_cores || (split && !device.fast_tf32)) {
         CHECK(chosen == Kernel::kTileSimt, context);
       } else {
-        const bool on_wgmma = chosen == Kernel::kTileWgmma || chosen == Kernel::kCol2im;
+        const bool on_wgmma =
+            chosen == Kernel::kTileWgmma || chosen == Kernel::kCol2im || chosen == Kernel::kImplicitGemm;
         CHECK(!on_wgmma || device.limits.has_wgmma, context);
         const bool few = chosen == Kernel::kThin || chosen == Kernel::kCol2im;
         CHECK(thin ? few : few || on_wgmma || chosen == Kernel::kTileMma, context);
@@ -564,7 +639,7 @@ void test_empty_output() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
   for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "depthwise", "thin",
-                             "tile_simt", "tile_mma", "tile_wgmma", "col2im"}) {
+                             "tile_simt", "tile_mma", "tile_wgmma", "col2im", "implicit_gemm"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -590,11 +665,13 @@ void test_forced_kernels() {
       if (dtype != DType::kFloat16) continue;
       CHECK(convt::make_plan(p, kH100, "col2im").kernel == Kernel::kCol2im, describe(p));
       check_plan(p, kH100, "col2im", describe(p));
+      CHECK(convt::make_plan(p, kH100, "implicit_gemm").kernel == Kernel::kImplicitGemm, describe(p));
+      check_plan(p, kH100, "implicit_gemm", describe(p));
     }
   }
   // Launches by their estimates.
   const Problem many = make_problem(DType::kFloat16, 8, 128, 64, make_axis(256, 2, 2), make_axis(256, 2, 2));
-  for (const std::string kernel : {"thin", "tile_mma", "tile_wgmma", "col2im"}) {
+  for (const std::string kernel : {"thin", "tile_mma", "tile_wgmma", "col2im", "implicit_gemm"}) {
     const auto line = [&](const std::string& rank) {
       return convt::describe(convt::make_plan(many, kH100, (kernel + rank).c_str()));
     };
@@ -627,7 +704,8 @@ void test_forced_kernels() {
     message = error.what();
   }
   CHECK(message ==
-            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma or col2im, got "
+            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im or "
+            "implicit_gemm, got "
             "Generic",
         message);
 }
@@ -664,11 +742,13 @@ void test_random_problems() {
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
     tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kThin ||
              plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
-             plan.kernel == Kernel::kTileWgmma || plan.kernel == Kernel::kCol2im;
+             plan.kernel == Kernel::kTileWgmma || plan.kernel == Kernel::kCol2im ||
+             plan.kernel == Kernel::kImplicitGemm;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
     for (const char* const forced :
-         {"depthwise", "thin", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9"}) {
+         {"depthwise", "thin", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9", "implicit_gemm",
+          "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {

@@ -25,6 +25,15 @@ __device__ inline void with_width(int bytes, const Visit& visit) {
   }
 }
 
+// The same of kLeast bytes or more: there is no code for less.
+template <int kLeast, typename Visit>
+__device__ inline void with_width_from(int bytes, const Visit& visit) {
+  with_width(bytes, [&visit](auto width) {
+    constexpr int kBytes = decltype(width)::value;
+    visit(Width<(kBytes < kLeast ? kLeast : kBytes)>{});
+  });
+}
+
 // Starts a copy of kBytes (4, 8 or 16) to shared memory, of which the first `read` come from `source` and the
 // others are zeros; where `read` is 0, `source` may be anything.
 template <int kBytes>

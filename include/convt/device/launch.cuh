@@ -55,12 +55,13 @@ __device__ inline void wait_for_previous_kernel() {
 #endif
 }
 
+// With `early` false, it begins after that kernel as any other does.
 template <typename P>
 cudaError_t launch_early(void (*kernel)(P), int64_t grid, int threads, size_t shared_bytes,
-                         cudaStream_t stream, const P& params, int cluster = 1) {
+                         cudaStream_t stream, const P& params, int cluster = 1, bool early = true) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[0].val.programmaticStreamSerializationAllowed = early ? 1 : 0;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config = {};

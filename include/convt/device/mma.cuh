@@ -33,6 +33,14 @@ __device__ inline void load_matrices(unsigned address, unsigned (&r)[4]) {
                : "memory");
 }
 
+// The same of 16-bit elements, each matrix transposed.
+__device__ inline void load_transposed(unsigned address, unsigned (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
 // Transposes a matrix of 8 x 8 16-bit elements: the lane passes elements 2 * member, 2 * member + 1 of row
 // `group`, and receives those of column `group`.
 __device__ inline unsigned transpose_matrix(unsigned x) {

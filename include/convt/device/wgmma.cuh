@@ -103,45 +103,45 @@ __device__ inline unsigned wgmma_swizzled_descriptor(unsigned address, unsigned 
       CONVT_BLOCK(c, i + 4), CONVT_BLOCK(c, i + 5), CONVT_BLOCK(c, i + 6), CONVT_BLOCK(c, i + 7)
 
 // A and B are the numbers of the operands after the sums.
-#define CONVT_WGMMA_LINES(SHAPE, TYPE, REGISTERS, A, B, HIGH, ADDS, TURNS, ...)                      \
+#define CONVT_WGMMA_LINES(SHAPE, TYPE, REGISTERS, A, B, HIGH, ADDS, LAYOUTS, ...)                    \
   asm volatile("{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {" A ", " HIGH "};\nmov.b64 b, {" B \
                ", " HIGH "};\nsetp.ne.b32 adds, " ADDS ", 0;\nwgmma.mma_async.sync.aligned." SHAPE   \
-               ".f32." TYPE "." TYPE " {" REGISTERS "}, a, b, adds, 1, 1, 1, " TURNS ";\n}\n"        \
+               ".f32." TYPE "." TYPE " {" REGISTERS "}, a, b, adds, 1, 1" LAYOUTS ";\n}\n"           \
                : __VA_ARGS__                                                                         \
                : "r"(a), "r"(b), "r"(kWgmmaSwizzledHigh), "r"(adds))
 
-#define CONVT_WGMMA_COLUMNS(TYPE, TURNS)                                                                   \
-  if constexpr (kColumns == 128) {                                                                         \
-    CONVT_WGMMA_LINES("m64n128k16", TYPE, CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1, "%64", "%65", "%66",   \
-                      "%67", TURNS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8));                               \
-  } else if constexpr (kColumns == 192) {                                                                  \
-    CONVT_WGMMA_LINES("m64n192k16", TYPE, CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1 ", " CONVT_REGISTERS_2, \
-                      "%96", "%97", "%98", "%99", TURNS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8),           \
-                      CONVT_BLOCKS(c, 16));                                                                \
-  } else {                                                                                                 \
-    static_assert(kColumns == 256);                                                                        \
-    CONVT_WGMMA_LINES("m64n256k16", TYPE,                                                                  \
-                      CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1 ", " CONVT_REGISTERS_2                      \
-                                        ", " CONVT_REGISTERS_3,                                            \
-                      "%128", "%129", "%130", "%131", TURNS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8),       \
-                      CONVT_BLOCKS(c, 16), CONVT_BLOCKS(c, 24));                                           \
+#define CONVT_WGMMA_COLUMNS(DEPTH, TYPE, LAYOUTS)                                                           \
+  if constexpr (kColumns == 128) {                                                                          \
+    CONVT_WGMMA_LINES("m64n128" DEPTH, TYPE, CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1, "%64", "%65", "%66", \
+                      "%67", LAYOUTS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8));                              \
+  } else {                                                                                                  \
+    static_assert(kColumns == 256);                                                                         \
+    CONVT_WGMMA_LINES("m64n256" DEPTH, TYPE,                                                                \
+                      CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1 ", " CONVT_REGISTERS_2                       \
+                                        ", " CONVT_REGISTERS_3,                                             \
+                      "%128", "%129", "%130", "%131", LAYOUTS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8),      \
+                      CONVT_BLOCKS(c, 16), CONVT_BLOCKS(c, 24));                                            \
   }
 
-// c += a * b, or = a * b where `adds` is 0, 16 channels of 64 rows and kColumns columns of 16-bit elements.
-// The lines of `a` are channels, 64 rows each; those of `b` are channels where kTurned, else columns.
+// c += a * b, or = a * b where `adds` is 0, 32 bytes of channels of 64 rows and kColumns columns. Of 16-bit
+// elements the lines of `a` are channels, 64 rows each, and those of `b` are channels where kTurned, else
+// columns. Of TF32 all lines are rows or columns.
 template <typename T, int kColumns, bool kTurned>
 __device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, unsigned b, int adds) {
-  if constexpr (std::is_same_v<T, __half>) {
+  if constexpr (std::is_same_v<T, float>) {
+    static_assert(!kTurned);
+    CONVT_WGMMA_COLUMNS("k8", "tf32", "")
+  } else if constexpr (std::is_same_v<T, __half>) {
     if constexpr (kTurned) {
-      CONVT_WGMMA_COLUMNS("f16", "1")
+      CONVT_WGMMA_COLUMNS("k16", "f16", ", 1, 1")
     } else {
-      CONVT_WGMMA_COLUMNS("f16", "0")
+      CONVT_WGMMA_COLUMNS("k16", "f16", ", 1, 0")
     }
   } else {
     if constexpr (kTurned) {
-      CONVT_WGMMA_COLUMNS("bf16", "1")
+      CONVT_WGMMA_COLUMNS("k16", "bf16", ", 1, 1")
     } else {
-      CONVT_WGMMA_COLUMNS("bf16", "0")
+      CONVT_WGMMA_COLUMNS("k16", "bf16", ", 1, 0")
     }
   }
 }
@@ -176,6 +176,13 @@ __device__ inline void store_transposed(unsigned address, unsigned x0, unsigned 
                                         unsigned x3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+               : "memory");
+}
+
+// Writes four 8 x 8 matrices of 16-bit elements as ldmatrix reads them.
+__device__ inline void store_matrices(unsigned address, const unsigned (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3])
                : "memory");
 }
 

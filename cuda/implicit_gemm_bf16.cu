@@ -1,0 +1,11 @@
+// implicit_gemm, bfloat16: one product per term, sums in fp32, rounded once.
+#include "convt/device/implicit_gemm.cuh"
+
+namespace convt {
+
+cudaError_t launch_implicit_gemm_bf16(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                      const void* workspace, cudaStream_t stream) {
+  return implicit_gemm::launch_for<__nv_bfloat16>(problem, launch, workspace, stream);
+}
+
+}  // namespace convt

@@ -1,0 +1,276 @@
+// Which launches of implicit_gemm can compute a problem, and what each should cost.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "convt/plan.h"
+#include "plan_common.h"
+
+namespace convt {
+namespace {
+
+// Of the addresses and distances of a tensor map.
+constexpr int64_t kAlignment = 16;
+constexpr int64_t kMaxPitch = int64_t{1} << 39;
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kAlignment == 0; }
+
+struct Search {
+  const Problem& problem;
+  const DeviceLimits& device;
+  const ImplicitGemmVisitor& visit;
+  const int64_t size = element_size(problem.dtype);
+
+  // Whether a tensor map can have this distance between the neighbours of a dimension.
+  bool is_pitch(int64_t side, int64_t stride) const {
+    return side == 1 || (stride > 0 && stride * size % kAlignment == 0 && stride * size < kMaxPitch);
+  }
+
+  // Whether channels (or, of blocks, columns) lie side by side and the others at distances that maps have.
+  bool reads_lines() const {
+    const ActivationStrides& in = problem.input_stride;
+    return is_aligned(problem.input) && (in.c == 1 || problem.cin() == 1) &&
+           is_pitch(problem.w.input, in.w) && is_pitch(problem.h.input, in.h) &&
+           is_pitch(problem.batch, in.n) && is_pitch(problem.groups, problem.cin_per_group);
+  }
+  bool reads_blocks() const {
+    const ActivationStrides& in = problem.input_stride;
+    return size == 2 && is_aligned(problem.input) && (in.w == 1 || problem.w.input == 1) &&
+           is_pitch(problem.cin(), in.c) && is_pitch(problem.h.input, in.h) && is_pitch(problem.batch, in.n);
+  }
+  bool reads_weight() const {
+    const WeightStrides& w = problem.weight_stride;
+    return size == 2 && is_aligned(problem.weight) && (w.cout == 1 || problem.cout_per_group == 1) &&
+           is_pitch(problem.cin(), w.cin) && is_pitch(problem.w.kernel, w.kw) &&
+           is_pitch(problem.h.kernel, w.kh);
+  }
+
+  // Whether every output sees the one input that has its place: a filter no larger than the stride.
+  bool stays_in_place(const Axis& axis, const AxisPhases<int>& phases) const {
+    return axis.padding == 0 && largest_shift(phases) == 0 &&
+           ceil_div(axis.output, axis.stride) == axis.input;
+  }
+
+  // Cycles of a launch: counts of what the kernel's loops do, with weights fitted to some 420 timed launches
+  // of 20 problems on an H100.
+  double cycles(const ImplicitGemmLaunch& t) const {
+    const ImplicitGemmConfig& sizes = t.sizes();
+    const double rounds = std::ceil(static_cast<double>(t.works()) * t.cluster() / t.grid);
+    const double kernel_w = static_cast<double>(problem.w.kernel);
+    const double all_steps = static_cast<double>(problem.h.kernel) * kernel_w * t.chunks;
+    const double most_steps = static_cast<double>(most_taps(t.phases_h)) * t.chunks *
+                              (t.phases_together == 1 ? most_taps(t.phases_w) : kernel_w);
+    const double steps = std::max(most_steps, rounds * all_steps / static_cast<double>(t.phases()));
+    const double loads =
+        static_cast<double>(kImplicitGemmLine) * (sizes.rows + 1.0 * sizes.pixels / t.cluster_rows);
+    // Blocks of a cluster wait for each other, which a shared weight does not make up for.
+    const double waits = t.cluster() == 1 ? 1 : 1.05;
+    const double tensor = (size == 2 ? 0.0185 : 0.018) * sizes.rows * sizes.pixels * waits;
+    const double bytes = static_cast<double>(size) * sizes.rows * sizes.pixels * t.phases_together;
+    const double output = static_cast<double>(size) * static_cast<double>(problem.output_elements());
+    double store = 0.055;  // of a byte
+    if (!problem.output_channels_last) {
+      // Rows of sectors, or ones that L2 can put together; rows that share sectors with their neighbours; and
+      // single elements.
+      const bool fits_l2 = output < 32e6;
+      if (problem.w.stride != t.phases_together) {
+        store = problem.w.stride > 2 ? 0.35 : fits_l2 ? 0.1 : 0.25;
+      } else {
+        store = problem.w.output * size % 32 == 0 || fits_l2 ? 0.058 : 0.3;
+      }
+      if (!t.flat && !t.blocks && t.cols * t.phases_together * size < 32) store *= 2;
+    }
+    const double input = static_cast<double>(size) * static_cast<double>(problem.batch) *
+                         static_cast<double>(problem.h.input * problem.w.input) *
+                         static_cast<double>(problem.cin());
+    const double weight = static_cast<double>(size) * static_cast<double>(problem.cin()) *
+                          static_cast<double>(problem.cout_per_group) *
+                          static_cast<double>(problem.h.kernel) * kernel_w;
+    const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) + (t.turns_input ? 0.0013 * input : 0) +
+                        (t.turns_weight ? 0.0015 * weight : 0);
+    return 7000 + turn +
+           std::max(steps * (tensor + 0.016 * loads) + rounds * (1300 + store * bytes),
+                    0.00057 * (input + output));
+  }
+
+  void consider(ImplicitGemmLaunch launch) const {
+    const ImplicitGemmConfig& sizes = launch.sizes();
+    launch.stages = kImplicitGemmMaxStages;
+    ImplicitGemmShared shared = implicit_gemm_shared(launch);
+    while (shared.bytes > static_cast<size_t>(device.shared_bytes_per_block)) {
+      if (--launch.stages < 2) return;
+      shared = implicit_gemm_shared(launch);
+    }
+    launch.shared_bytes = shared.bytes;
+    launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
+    launch.cout_tiles = ceil_div(problem.cout_per_group, sizes.rows);
+    for (const auto& [rows, pixels] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
+      launch.cluster_rows = rows;
+      launch.cluster_pixels = pixels;
+      if (rows > launch.cout_tiles || pixels > launch.pixel_tiles) continue;
+      if (rows > 1 && !launch.blocks) {
+        // Parts of a tile are whole eights of lines.
+        const int lines = launch.images * launch.rows * launch.cols;
+        const bool divides_side =
+            launch.images % rows == 0 || launch.rows % rows == 0 || launch.cols % rows == 0;
+        const bool outermost = launch.images % rows == 0 || (launch.images == 1 && launch.rows % rows == 0) ||
+                               (launch.images == 1 && launch.rows == 1);
+        if (!divides_side || !outermost || lines / rows % 8 != 0) continue;
+      }
+      const double works = static_cast<double>(launch.cout_groups()) *
+                           static_cast<double>(launch.pixel_groups()) * static_cast<double>(launch.phases()) *
+                           static_cast<double>(launch.groups);
+      if (works >= static_cast<double>(kMaxCoordinate)) continue;
+      const int64_t resident = device.sm_count / launch.cluster();
+      launch.grid = static_cast<int>(std::min<int64_t>(launch.works(), resident) * launch.cluster());
+      visit(launch, cycles(launch));
+    }
+  }
+
+  // The widest stores of elements that lie side by side.
+  void set_stores(ImplicitGemmLaunch& launch) const {
+    const int64_t together = launch.phases_together;
+    launch.store_elements = 1;
+    if (!problem.output_channels_last && problem.w.stride != together) return;
+    for (int elements = static_cast<int>(kAlignment / size); elements > 1; elements /= 2) {
+      const bool whole =
+          problem.output_channels_last
+              ? problem.cout_per_group % elements == 0
+              : divides(elements,
+                        {problem.w.output, launch.blocks || launch.flat ? elements : launch.cols * together});
+      if (!whole) continue;
+      launch.store_elements = elements;
+      return;
+    }
+  }
+
+  void consider_phases(ImplicitGemmLaunch launch) const {
+    const bool pairs = !problem.output_channels_last && problem.w.stride == 2 && problem.w.output > 1 &&
+                       (size == 2 || launch.sizes().columns() == 128);
+    for (const int together : {1, 2}) {
+      if (together == 2 && !pairs) continue;
+      launch.phases_together = together;
+      set_stores(launch);
+      consider(launch);
+    }
+  }
+
+  void consider_lines(ImplicitGemmLaunch launch) const {
+    const int pixels = launch.sizes().pixels;
+    launch.turns_input = !reads_lines();
+    const ActivationStrides& in = problem.input_stride;
+    // Pixels follow each other at the distance of neighbours along W, whether or not there are any.
+    const bool dense =
+        launch.turns_input || ((problem.h.input == 1 || in.h == problem.w.input * in.w) &&
+                               (problem.batch == 1 || in.n == problem.h.input * problem.w.input * in.w));
+    const double all =
+        static_cast<double>(problem.batch) * static_cast<double>(problem.h.input * problem.w.input);
+    if (launch.flat && (!dense || all >= static_cast<double>(kMaxCoordinate))) return;
+    if (launch.turns_input) {
+      launch.padded_cin = ceil_div(problem.cin_per_group, kAlignment / size) * (kAlignment / size);
+      const double bytes = all * static_cast<double>(problem.groups * launch.padded_cin * size);
+      if (bytes >= static_cast<double>(kMaxPitch)) return;
+      launch.weight_offset = static_cast<size_t>(bytes + 255) / 256 * 256;
+    }
+    if (launch.flat) {
+      launch.cols = static_cast<int>(std::min<int64_t>(pixels, static_cast<int64_t>(all)));
+      launch.pixel_tiles = ceil_div(static_cast<int64_t>(all), launch.cols);
+      launch.tiles_w = launch.pixel_tiles;
+      return set_weight(launch);
+    }
+    int last = 0;
+    for (int limit = pixels; limit >= 1; limit /= 2) {
+      const int cols =
+          static_cast<int>(ceil_div(launch.places_w, ceil_div(launch.places_w, std::min(limit, 256))));
+      if (cols == last) continue;
+      last = cols;
+      launch.cols = cols;
+      launch.rows = static_cast<int>(std::min<int64_t>(launch.places_h, pixels / cols));
+      launch.rows = static_cast<int>(ceil_div(launch.places_h, ceil_div(launch.places_h, launch.rows)));
+      launch.images = static_cast<int>(std::min<int64_t>(problem.batch, pixels / (cols * launch.rows)));
+      launch.tiles_w = ceil_div(launch.places_w, cols);
+      launch.tiles_h = ceil_div(launch.places_h, launch.rows);
+      launch.image_tiles = ceil_div(problem.batch, launch.images);
+      const double tiles = static_cast<double>(launch.tiles_w) * static_cast<double>(launch.tiles_h) *
+                           static_cast<double>(launch.image_tiles);
+      if (tiles >= static_cast<double>(kMaxCoordinate)) continue;
+      launch.pixel_tiles = launch.tiles_w * launch.tiles_h * launch.image_tiles;
+      set_weight(launch);
+    }
+  }
+
+  void consider_blocks(ImplicitGemmLaunch launch) const {
+    // Copies begin at multiples of 16 bytes: columns cannot be shifted.
+    if (!reads_blocks() || !stays_in_place(problem.w, launch.phases_w)) return;
+    launch.blocks = true;
+    const ActivationStrides& in = problem.input_stride;
+    const int64_t pixels = problem.h.input * problem.w.input;
+    if (launch.flat && problem.h.input > 1 && in.h != problem.w.input) return;
+    if (pixels >= kMaxCoordinate) return;
+    launch.tiles_w = ceil_div(launch.flat ? pixels : launch.places_w, kImplicitGemmBlock);
+    launch.tiles_h = launch.flat ? 1 : launch.places_h;
+    const double tiles = static_cast<double>(launch.tiles_w) * static_cast<double>(launch.tiles_h) *
+                         static_cast<double>(problem.batch);
+    if (tiles >= static_cast<double>(kMaxCoordinate / kImplicitGemmBlock)) return;
+    const int64_t blocks = launch.tiles_w * launch.tiles_h * problem.batch;
+    launch.pixel_tiles = ceil_div(blocks, launch.sizes().pixels / kImplicitGemmBlock);
+    set_weight(launch);
+  }
+
+  void set_weight(ImplicitGemmLaunch launch) const {
+    launch.turns_weight = !reads_weight();
+    const int64_t vector = kAlignment / size, taps = problem.h.kernel * problem.w.kernel;
+    launch.workspace_bytes = launch.weight_offset;
+    if (launch.turns_weight) {
+      launch.padded_cin = ceil_div(problem.cin_per_group, vector) * vector;
+      launch.padded_cout = ceil_div(problem.cout_per_group, vector) * vector;
+      const double elements = static_cast<double>(taps) * static_cast<double>(problem.groups) *
+                              static_cast<double>(size == 4 ? launch.padded_cin * problem.cout_per_group
+                                                            : problem.cin_per_group * launch.padded_cout);
+      if (elements >= static_cast<double>(kMaxCoordinate)) return;
+      launch.workspace_bytes += static_cast<size_t>(elements) * static_cast<size_t>(size);
+    }
+    consider_phases(launch);
+  }
+
+  void run() {
+    ImplicitGemmLaunch launch;
+    launch.element_size = static_cast<int>(size);
+    launch.phases_h = narrow_phases(problem.h);
+    launch.phases_w = narrow_phases(problem.w);
+    launch.groups = problem.groups;
+    launch.places_h = ceil_div(problem.h.output, problem.h.stride);
+    launch.places_w = ceil_div(problem.w.output, problem.w.stride);
+    launch.chunks = static_cast<int>(ceil_div(problem.cin_per_group, launch.chunk()));
+    const bool may_be_flat =
+        stays_in_place(problem.h, launch.phases_h) && stays_in_place(problem.w, launch.phases_w);
+    for (int config = 0; config < kImplicitGemmConfigCount; ++config) {
+      launch.config = config;
+      for (const bool flat : {false, true}) {
+        if (flat && !may_be_flat) continue;
+        launch.flat = flat;
+        consider_lines(launch);
+        consider_blocks(launch);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+const char* implicit_gemm_obstacle(const Problem& p, const DeviceLimits& device) {
+  const char* const obstacle = tensor_core_obstacle(p, device);
+  if (obstacle != nullptr) return obstacle;
+  if (operand_parts(p) > 1) return "it has no path for IEEE float32";
+  if (!device.has_wgmma) return "it needs compute capability 9.0 and a build for 9.0a";
+  return nullptr;
+}
+
+void visit_implicit_gemm(const Problem& problem, const DeviceLimits& device,
+                         const ImplicitGemmVisitor& visit) {
+  Search{problem, device, visit}.run();
+}
+
+}  // namespace convt

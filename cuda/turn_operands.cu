@@ -1,0 +1,258 @@
+// turn_operands: lays out the operands of implicit_gemm as tensor maps read them, where they do not lie so.
+//
+//   input    [image][pixel][group][channel], channels padded to 16 bytes
+//   weight   [group][tap][channel][output channel], output channels padded to 16 bytes; of TF32
+//            [group][tap][output channel][channel], channels padded
+//
+// Both are batches of matrices to be transposed: what is to lie side by side are `rows`, what mostly does are
+// `cols`. One launch does both operands.
+//
+// Mapping: a block takes a tile of 4096 elements of one matrix: 64 columns or, where there are fewer, more
+// rows. It copies pieces of rows to shared memory, as wide as their alignment allows, turns them there
+// (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix), and writes columns in 16 bytes.
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "convt/device/async_copy.cuh"
+#include "convt/device/launch.cuh"
+#include "convt/device/mma.cuh"
+#include "convt/device/wgmma.cuh"
+#include "convt/kernels.h"
+
+namespace convt {
+namespace {
+
+constexpr int kThreads = 256, kLog2Tile = 12, kTile = 1 << kLog2Tile;
+
+// Distances in elements. Column j lies at j / col_w and j % col_w.
+struct Matrices {
+  const void* from;
+  void* to;
+  int64_t row_from, col_h_from, col_w_from, col_to;
+  int64_t batch_from[2], batch_to[2];
+  Divisor<int> col_w, batches, tiles_r, tiles_c;  // batches of the second kind
+  int rows, padded_rows, cols;
+  int log2_width;  // columns of a tile
+  int copy_bytes;  // of neighbouring columns
+  int tiles;       // of all batches
+};
+
+struct TurnParams {
+  Matrices jobs[2];
+};
+
+// A tile in shared memory as it is read, and as it is written. Lines are padded so that neither way meets one
+// bank: 16-bit ones by 16 bytes, as ldmatrix and stmatrix want, those of 4 bytes by one element.
+template <int kSize>
+struct Tile {
+  static constexpr int kPadding = kSize == 2 ? 8 : 1;
+  static constexpr int kLeastLog2Width = kSize == 2 ? 3 : 0;
+  static constexpr int kMostLog2Width = 6;
+  // Most lines of each way, and no second way of 4-byte elements.
+  static constexpr int kElements = kTile + (kTile >> kLeastLog2Width) * kPadding;
+  static constexpr int kTurned = kSize == 2 ? kTile + (1 << kMostLog2Width) * kPadding : 0;
+  static constexpr int kBytes = kSize * (kElements + kTurned);
+};
+static_assert(Tile<2>::kBytes <= 48 * 1024 && Tile<4>::kBytes <= 48 * 1024, "static shared memory");
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Copies a tile, zeros where it leaves the matrix.
+template <int kBytes, typename T>
+__device__ inline void load_tile(const Matrices& m, const T* from, int first_row, int first_col, T* tile) {
+  constexpr int kVector = kBytes / sizeof(T);
+  const int pitch = (1 << m.log2_width) + Tile<sizeof(T)>::kPadding;
+#pragma unroll 8
+  for (int i = 0; i < kTile / kVector / kThreads; ++i) {
+    const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+    const int row = n >> m.log2_width, col = n & ((1 << m.log2_width) - 1);
+    const bool exists = first_row + row < m.rows && first_col + col < m.cols;
+    T* const to = tile + row * pitch + col;
+    const T* const source = from + (first_row + row) * m.row_from;
+    if constexpr (kVector > 1) {
+      copy_async<kBytes>(to, source + first_col + col, exists);
+    } else {
+      const auto place = m.col_w.divide(min(first_col + col, m.cols - 1));
+      const T* const element = source + place.quotient * m.col_h_from + place.remainder * m.col_w_from;
+      if constexpr (kBytes >= kLeastCopyBytes) {
+        copy_async<kBytes>(to, element, exists);
+      } else {
+        *to = exists ? *element : T(0);
+      }
+    }
+  }
+}
+
+// Turns 8 x 8 blocks, four below each other at a time.
+__device__ inline void turn_blocks(const Matrices& m, const unsigned short* tile, unsigned short* turned) {
+  constexpr int kPadding = Tile<2>::kPadding;
+  const int height = kTile >> m.log2_width, lane = static_cast<int>(threadIdx.x) % 32;
+  const int pitch = (1 << m.log2_width) + kPadding, turned_pitch = height + kPadding;
+#pragma unroll
+  for (int i = 0; i < kTile / 256 / (kThreads / 32); ++i) {
+    const int number = i * (kThreads / 32) + static_cast<int>(threadIdx.x) / 32;
+    const int col = (number & ((1 << m.log2_width) / 8 - 1)) * 8, row = (number >> (m.log2_width - 3)) * 32;
+    unsigned x[4];
+    load_transposed(shared_address(tile + (row + lane) * pitch + col), x);
+    store_matrices(shared_address(turned + (col + lane % 8) * turned_pitch + row + lane / 8 * 8), x);
+  }
+}
+
+template <typename T>
+__device__ inline void store_tile(const Matrices& m, T* to, int first_row, int first_col, const T* tile,
+                                  const T* turned) {
+  constexpr int kVector = 16 / sizeof(T), kPadding = Tile<sizeof(T)>::kPadding;
+  const int log2_height = kLog2Tile - m.log2_width;
+  const int pitch = (1 << m.log2_width) + kPadding, turned_pitch = (1 << log2_height) + kPadding;
+#pragma unroll
+  for (int i = 0; i < kTile / kVector / kThreads; ++i) {
+    const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+    const int row = n & ((1 << log2_height) - 1), col = n >> log2_height;
+    if (first_row + row >= m.padded_rows || first_col + col >= m.cols) continue;
+    uint4 x;
+    if constexpr (sizeof(T) == 2) {
+      x = load_words(shared_address(turned + col * turned_pitch + row));
+    } else {
+      const T* const at = tile + row * pitch + col;
+      x = make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]);
+    }
+    *reinterpret_cast<uint4*>(to + (first_col + col) * m.col_to + first_row + row) = x;
+  }
+}
+
+#endif
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ TurnParams p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __shared__ __align__(16) T tile[Tile<sizeof(T)>::kElements + Tile<sizeof(T)>::kTurned];
+  T* const turned = tile + Tile<sizeof(T)>::kElements;
+  release_next_kernel();
+  int number = static_cast<int>(blockIdx.x);
+  const bool second = number >= p.jobs[0].tiles;
+  if (second) number -= p.jobs[0].tiles;
+  const Matrices& m = p.jobs[second];
+  const auto by_row = m.tiles_r.divide(number);
+  const auto by_col = m.tiles_c.divide(by_row.quotient);
+  const auto by_batch = m.batches.divide(by_col.quotient);
+  const int first_row = by_row.remainder << (kLog2Tile - m.log2_width);
+  const int first_col = by_col.remainder << m.log2_width;
+  const T* const from = static_cast<const T*>(m.from) + by_batch.quotient * m.batch_from[0] +
+                        by_batch.remainder * m.batch_from[1];
+  T* const to =
+      static_cast<T*>(m.to) + by_batch.quotient * m.batch_to[0] + by_batch.remainder * m.batch_to[1];
+  with_width_from<sizeof(T)>(m.copy_bytes, [&](auto width) {
+    // Of 4-byte elements the padding allows no more.
+    constexpr int kBytes = sizeof(T) == 4 ? 4 : decltype(width)::value;
+    load_tile<kBytes>(m, from, first_row, first_col, tile);
+  });
+  wait_for_copies();
+  __syncthreads();
+  if constexpr (sizeof(T) == 2) {
+    turn_blocks(m, tile, turned);
+    __syncthreads();
+  }
+  store_tile(m, to, first_row, first_col, tile, turned);
+#endif
+}
+
+// Sets the tiles of `batches` matrices, and how they are read.
+template <typename T>
+void divide(Matrices& m, int64_t batches) {
+  using Tile = Tile<sizeof(T)>;
+  m.log2_width = Tile::kLeastLog2Width;
+  while (m.log2_width < Tile::kMostLog2Width && 1 << m.log2_width < m.cols) ++m.log2_width;
+  const int width = 1 << m.log2_width, height = kTile / width;
+  m.tiles_r = (m.padded_rows + height - 1) / height;
+  m.tiles_c = (m.cols + width - 1) / width;
+  m.tiles = static_cast<int>(batches * m.tiles_r * m.tiles_c);
+  m.copy_bytes = sizeof(T);
+  const bool side_by_side = m.col_w_from == 1 && (m.cols == m.col_w || m.col_h_from == m.col_w);
+  if (!side_by_side) return;
+  for (int bytes = 16; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
+    const int64_t vector = bytes / static_cast<int>(sizeof(T));
+    const std::initializer_list<int64_t> numbers = {m.cols, m.row_from, m.batch_from[0], m.batch_from[1]};
+    if (!is_aligned(m.from, static_cast<size_t>(bytes)) ||
+        std::any_of(numbers.begin(), numbers.end(), [vector](int64_t n) { return n % vector != 0; }))
+      continue;
+    m.copy_bytes = bytes;
+    return;
+  }
+}
+
+template <typename T>
+cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, void* workspace,
+                        cudaStream_t stream) {
+  TurnParams p = {};
+  const int cin = static_cast<int>(problem.cin_per_group), cout = static_cast<int>(problem.cout_per_group);
+  if (t.turns_input) {
+    Matrices& m = p.jobs[0];
+    const ActivationStrides& in = problem.input_stride;
+    m.from = problem.input;
+    m.to = workspace;
+    m.rows = cin;
+    m.padded_rows = static_cast<int>(t.padded_cin);
+    m.cols = static_cast<int>(problem.h.input * problem.w.input);
+    m.col_w = static_cast<int>(problem.w.input);
+    m.row_from = in.c;
+    m.col_h_from = in.h;
+    m.col_w_from = in.w;
+    m.col_to = problem.groups * t.padded_cin;
+    m.batches = static_cast<int>(problem.groups);
+    m.batch_from[0] = in.n;
+    m.batch_from[1] = cin * in.c;
+    m.batch_to[0] = m.cols * m.col_to;
+    m.batch_to[1] = t.padded_cin;
+    divide<T>(m, problem.batch * problem.groups);
+  }
+  if (t.turns_weight) {
+    Matrices& m = p.jobs[1];
+    const WeightStrides& w = problem.weight_stride;
+    constexpr bool kAlongCin = sizeof(T) == 4;
+    const int64_t padded = kAlongCin ? t.padded_cin : t.padded_cout;
+    m.from = problem.weight;
+    m.to = static_cast<unsigned char*>(workspace) + t.weight_offset;
+    m.rows = kAlongCin ? cin : cout;
+    m.padded_rows = static_cast<int>(padded);
+    m.cols = static_cast<int>(problem.h.kernel * problem.w.kernel);
+    m.col_w = static_cast<int>(problem.w.kernel);
+    m.row_from = kAlongCin ? w.cin : w.cout;
+    m.col_h_from = w.kh;
+    m.col_w_from = w.kw;
+    const int taps = m.cols, others = kAlongCin ? cout : cin;
+    m.batch_from[0] = cin * w.cin;
+    m.batch_to[0] = taps * others * padded;
+    if (kAlongCin && w.cout == 1 && (problem.h.kernel == 1 || w.kh == problem.w.kernel * w.kw)) {
+      // The output channels of a tap lie side by side already: a matrix for each tap.
+      m.cols = cout;
+      m.col_w = cout;
+      m.col_h_from = 0;
+      m.col_w_from = 1;
+      m.col_to = padded;
+      m.batches = taps;
+      m.batch_from[1] = w.kw;
+      m.batch_to[1] = cout * padded;
+    } else {
+      m.col_to = others * padded;
+      m.batches = others;
+      m.batch_from[1] = kAlongCin ? w.cout : w.cin;
+      m.batch_to[1] = padded;
+    }
+    divide<T>(m, problem.groups * static_cast<int>(m.batches));
+  }
+  turn_kernel<T><<<p.jobs[0].tiles + p.jobs[1].tiles, kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_turn_operands(const Problem& problem, const ImplicitGemmLaunch& launch, void* workspace,
+                                 cudaStream_t stream) {
+  if (!launch.turns_input && !launch.turns_weight) return cudaSuccess;
+  // Elements are moved, not computed with.
+  return launch.element_size == 4 ? launch_turn<unsigned>(problem, launch, workspace, stream)
+                                  : launch_turn<unsigned short>(problem, launch, workspace, stream);
+}
+
+}  // namespace convt

@@ -1,0 +1,811 @@
+// implicit_gemm: for each phase one matrix product whose rows are output channels, whose columns are output
+// places of many images and whose depth is (tap, input channel). 16-bit types and TF32, compute
+// capability 9.0a.
+//
+//   y[cout][phase of place m] = bias[cout] + sum over taps k of the phase and channels c of
+//                               w[c][cout][k] * x[c][m + shift of k]
+//
+// The input of a tap is a box of the input tensor, moved by the tap's shift: tensor copies (TMA) fetch it
+// with zeros where it leaves the image, so no thread computes an address, and no halo is laid out. The price
+// is that an input is read once for each tap, from L2; the blocks of a cluster share what they read.
+//
+// A thread block goes through pieces of work (convt/implicit_gemm.h). Its warpgroups:
+//
+//   load       one thread starts the copies of 128 bytes' worth of channels at a time, weight and input, into
+//              a ring of stages
+//   multiply   two warpgroups of 64 rows, sums in registers; then they lay the sums out in shared memory, a
+//              piece at a time, and store whole lines
+//
+// Of NCHW with stride 2 along W, both phases of a place are multiplied one after the other, and the first
+// one's outputs wait in registers, rounded, to be stored beside the second's.
+//
+// Zeros outside the image are multiplied by weights: a weight that is not finite makes NaN of the outputs
+// that meet them.
+#pragma once
+
+#include <algorithm>
+
+#include "convt/device/activation.cuh"
+#include "convt/device/async_copy.cuh"
+#include "convt/device/launch.cuh"
+#include "convt/device/mma.cuh"
+#include "convt/device/scalar.cuh"
+#include "convt/device/tensor_copy.cuh"
+#include "convt/device/wgmma.cuh"
+#include "convt/divisor.h"
+#include "convt/implicit_gemm.h"
+#include "convt/kernels.h"
+
+namespace convt {
+namespace implicit_gemm {
+
+inline constexpr int kLine = kImplicitGemmLine, kBlock = kImplicitGemmBlock;
+inline constexpr int kGroups = kImplicitGemmGroups;
+inline constexpr int kMultipliers = 128 * kGroups, kThreads = kMultipliers + 128;
+inline constexpr int kRows = 64;                         // of a warpgroup
+inline constexpr int kSteps = 4;                         // products of a line, 32 bytes deep
+inline constexpr int kTileBytes = kRows * kLine;         // of 64 rows, or of 64 columns
+inline constexpr int64_t kNowhere = -1;                  // a place that does not exist
+inline constexpr int64_t kLastPhaseMissing = 1LL << 62;  // added to a place whose second phase is outside
+
+template <int kIndex, bool kBlocksOfPixels>
+struct Config {
+  static constexpr int kTileRows = kImplicitGemmConfigs[kIndex].rows;
+  static constexpr int kPixels = kImplicitGemmConfigs[kIndex].pixels;
+  static constexpr int kColumns = kImplicitGemmConfigs[kIndex].columns();  // of a warpgroup
+  static constexpr bool kDividesRows = kTileRows > kRows;                  // else the pixels
+  static constexpr bool kBlocks = kBlocksOfPixels;
+};
+
+template <typename T>
+struct Params {
+  const T* input;  // not read: its tensor map is
+  const T* bias;
+  T* output;
+  ActivationStrides input_stride, output_stride;
+  int64_t bias_stride;
+  ActivationParams<float> activation;
+  int batch, cin_per_group, cout_per_group;
+  int input_h, input_w, output_h, output_w;
+
+  CUtensorMap input_map, weight_map;
+
+  int padding_h, padding_w;
+  AxisPhases<int> phases_h, phases_w;
+  int phases_together;
+  int clusters, works;                                            // of clusters
+  Divisor<int> cout_groups, phases, phase_columns, pixel_groups;  // of works, innermost first; then groups
+  Divisor<int> tiles_before_turn;  // tiles of places after which the phases are taken in another order
+  int cluster_rows, cluster_pixels;
+  Divisor<int> tiles_w, tiles_h;  // of lines; blocks of a row, rows
+  Divisor<int> cols, rows;        // of a tile of lines
+  int images;
+  Divisor<int> image_w, image_pixels;     // of flat tiles
+  int flat_pixels;                        // of all images, of lines; 0 where tiles are not flat
+  int part_images, part_rows, part_cols;  // of a tile of lines that a block of the cluster loads
+  int chunks, stages;
+  unsigned expected_bytes;
+  int store_elements;
+  bool output_channels_last, after_turning;
+  ImplicitGemmShared shared;
+};
+
+// A piece of work of this block.
+struct Work {
+  int group, cout, tile;  // first output channel; tile of places
+  int phase_h, phase_w;   // the first of them along W
+};
+
+// This block's number in its cluster: along the tiles of output channels first.
+template <typename T>
+__device__ inline int cluster_rank(const Params<T>& p) {
+  return static_cast<int>(blockIdx.x) % (p.cluster_rows * p.cluster_pixels);
+}
+
+template <typename C, typename T>
+__device__ inline Work locate(const Params<T>& p, int number) {
+  const int rank = cluster_rank(p);
+  const auto by_cout = p.cout_groups.divide(number);
+  const auto by_phase = p.phases.divide(by_cout.quotient);
+  const auto by_tile = p.pixel_groups.divide(by_phase.quotient);
+  // Phases have different numbers of taps: from one round to the next a block meets another one.
+  const int turn = p.tiles_before_turn.divide(by_phase.quotient).quotient;
+  const auto by_row = p.phase_columns.divide(p.phases.divide(by_phase.remainder + turn).remainder);
+  Work work;
+  work.group = by_tile.quotient;
+  work.cout = (by_cout.remainder * p.cluster_rows + rank % p.cluster_rows) * C::kTileRows;
+  work.tile = by_tile.remainder * p.cluster_pixels + rank / p.cluster_rows;
+  work.phase_h = by_row.quotient;
+  work.phase_w = by_row.remainder * p.phases_together;
+  return work;
+}
+
+// The taps of phase `phase` along an axis: `first` + i * axis.tap_step reads place m's input m + `shift` - i
+// * axis.shift_step, 0 <= i < `count`.
+struct PhaseTaps {
+  int first, count, shift;
+
+  __device__ PhaseTaps(const AxisPhases<int>& axis, int padding, int phase) {
+    const auto base = axis.stride.divide(phase + padding);
+    const Phase<int> taps = phase_of(axis, base.remainder);
+    first = taps.first_tap;
+    count = taps.taps;
+    shift = base.quotient - taps.first_shift;
+  }
+};
+
+// ---------------------------------------------------------------- load
+
+// Where the input of a tile of places begins, without shift.
+struct Origin {
+  int image, h, w;
+};
+
+template <typename T>
+__device__ inline Origin locate_lines(const Params<T>& p, int tile) {
+  const auto by_col = p.tiles_w.divide(tile);
+  if (p.flat_pixels > 0) return {0, 0, tile * p.cols};
+  const auto by_row = p.tiles_h.divide(by_col.quotient);
+  return {by_row.quotient * p.images, by_row.remainder * p.rows, by_col.remainder * p.cols};
+}
+
+template <typename T>
+__device__ inline Origin locate_block(const Params<T>& p, int block) {
+  const auto by_col = p.tiles_w.divide(block);
+  const auto by_row = p.tiles_h.divide(by_col.quotient);
+  return {by_row.quotient, by_row.remainder, by_col.remainder * kBlock};
+}
+
+template <typename C, typename T>
+struct Loader {
+  const Params<T>& p;
+  const int rank = cluster_rank(p);
+  const int row = rank % p.cluster_rows, column = rank / p.cluster_rows;
+  // The blocks that take the same places, and those that take the same output channels.
+  const unsigned same_pixels = ((1u << p.cluster_rows) - 1) << (column * p.cluster_rows);
+  const unsigned same_rows = (p.cluster_pixels > 1 ? 1u | 1u << p.cluster_rows : 1u) << row;
+
+  static constexpr int kChunk = kLine / sizeof(T);
+
+  __device__ void copy(unsigned blocks, bool shared, unsigned destination, const CUtensorMap& map,
+                       const BoxPlace& place, unsigned barrier) const {
+    if (shared) {
+      copy_box_to(blocks, destination, map, place, barrier);
+    } else {
+      copy_box(destination, map, place, barrier);
+    }
+  }
+
+  // This block's part of the weight of a tap.
+  __device__ void weight(const Work& work, int tap_h, int tap_w, int channel, unsigned to,
+                         unsigned barrier) const {
+    const bool shared = p.cluster_pixels > 1;
+    if constexpr (sizeof(T) == 4) {
+      const int part = C::kTileRows / p.cluster_pixels * column;
+      copy(same_rows, shared, to + part * kLine, p.weight_map,
+           {channel, work.cout + part, tap_w, tap_h, work.group}, barrier);
+    } else {
+      const int part = kChunk / p.cluster_pixels * column;
+#pragma unroll
+      for (int i = 0; i < C::kTileRows / kRows; ++i) {
+        copy(same_rows, shared, to + i * kTileBytes + part * kLine, p.weight_map,
+             {work.cout + i * kRows, channel + part, tap_w, tap_h, work.group}, barrier);
+      }
+    }
+  }
+
+  // This block's part of the input, moved by a shift.
+  __device__ void input(const Work& work, const Origin& origin, int shift_h, int shift_w, int channel,
+                        unsigned to, unsigned barrier) const {
+    const bool shared = p.cluster_rows > 1;
+    if constexpr (C::kBlocks) {
+      constexpr int kTileBlocks = C::kPixels / kBlock;
+      const int own = kTileBlocks / p.cluster_rows;
+#pragma unroll 1
+      for (int i = row * own; i < (row + 1) * own; ++i) {
+        const Origin block = locate_block(p, work.tile * kTileBlocks + i);
+        copy(same_pixels, shared, to + i * kTileBytes, p.input_map,
+             {block.w + shift_w, channel, block.h + shift_h, block.image, work.group}, barrier);
+      }
+    } else {
+      // Parts divide one side of the tile.
+      const int lines = p.part_images * p.part_rows * p.part_cols;
+      copy(same_pixels, shared, to + row * lines * kLine, p.input_map,
+           {channel, origin.w + shift_w + (p.part_cols < p.cols ? row * p.part_cols : 0),
+            origin.h + shift_h + (p.part_rows < p.rows ? row * p.part_rows : 0),
+            origin.image + (p.part_images < p.images ? row * p.part_images : 0), work.group},
+           barrier);
+    }
+  }
+};
+
+template <typename C, typename T>
+__device__ inline void load_works(const Params<T>& p, unsigned stages, unsigned full, unsigned empty) {
+  const Loader<C, T> loader{p};
+  prefetch_map(p.weight_map);
+  prefetch_map(p.input_map);
+  if (p.after_turning) wait_for_previous_kernel();
+  int stage = 0, parity = 1;
+  for (int number = static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels); number < p.works;
+       number += p.clusters) {
+    const Work work = locate<C>(p, number);
+    const Origin origin = C::kBlocks ? Origin{} : locate_lines(p, work.tile);
+    const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
+#pragma unroll 1
+    for (int phase = 0; phase < p.phases_together; ++phase) {
+      const PhaseTaps w(p.phases_w, p.padding_w, work.phase_w + phase);
+#pragma unroll 1
+      for (int i = 0; i < h.count; ++i) {
+#pragma unroll 1
+        for (int j = 0; j < w.count; ++j) {
+#pragma unroll 1
+          for (int chunk = 0; chunk < p.chunks; ++chunk) {
+            wait(empty + 8 * stage, parity);
+            const unsigned to = stages + stage * static_cast<unsigned>(p.shared.stage_bytes);
+            const int channel = chunk * Loader<C, T>::kChunk;
+            arrive_and_expect(full + 8 * stage, p.expected_bytes);
+            loader.weight(work, h.first + i * p.phases_h.tap_step, w.first + j * p.phases_w.tap_step, channel,
+                          to, full + 8 * stage);
+            loader.input(work, origin, h.shift - i * p.phases_h.shift_step,
+                         w.shift - j * p.phases_w.shift_step, channel,
+                         to + static_cast<unsigned>(p.shared.weight_bytes), full + 8 * stage);
+            if (++stage == p.stages) stage = 0, parity ^= 1;
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------- multiply
+
+template <int kColumns>
+using Sums = float[kColumns / 8][4];
+
+// A place in the ring of stages, and the barriers of it.
+struct Ring {
+  unsigned stages, full, empty;
+  int stage = 0, parity = 0;
+};
+
+// Says to every block that loads for this one that a stage has been read.
+template <typename T>
+__device__ inline void give_back(const Params<T>& p, unsigned barrier) {
+  const int blocks = p.cluster_rows * p.cluster_pixels, lane = static_cast<int>(threadIdx.x) % 32;
+  if (blocks == 1) {
+    if (lane == 0) arrive(barrier);
+  } else if (lane < blocks) {
+    arrive_at(barrier, lane);
+  }
+}
+
+template <typename C, typename T>
+__device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
+  constexpr int kColumns = C::kColumns;
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  constexpr unsigned kWeightStep = sizeof(T) == 4 ? 2 : 16 * kLine / 16;  // in 16 bytes
+  constexpr unsigned kInputStep = C::kBlocks ? 16 * kLine / 16 : 2;
+#pragma unroll
+  for (auto& block : sums) {
+#pragma unroll
+    for (float& sum : block) sum = 0;
+  }
+  unsigned previous = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    wait(ring.full + 8 * ring.stage, ring.parity);
+    const unsigned from = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
+    const unsigned input = from + static_cast<unsigned>(p.shared.weight_bytes);
+    const unsigned a = wgmma_swizzled_descriptor(from + (C::kDividesRows ? group * kTileBytes : 0), 0);
+    const unsigned b =
+        wgmma_swizzled_descriptor(input + (C::kDividesRows ? 0 : group * kColumns * kLine), kBlock * kLine);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i)
+      multiply_lines<T, kColumns, C::kBlocks>(sums, a + i * kWeightStep, b + i * kInputStep, 1);
+    wgmma_commit();
+    // These products go on while the ones before them are known to be done.
+    wgmma_wait<1>();
+    if (step > 0) give_back(p, previous);
+    previous = ring.empty + 8 * ring.stage;
+    if (++ring.stage == p.stages) ring.stage = 0, ring.parity ^= 1;
+  }
+  wgmma_wait<0>();
+  if (steps > 0) give_back(p, previous);
+}
+
+// ---------------------------------------------------------------- store
+
+// Writes where the warpgroup's places lie in the output, for its first output channel.
+template <typename C, typename T>
+__device__ inline void write_places(const Params<T>& p, const Work& work, int64_t* places) {
+  const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
+#pragma unroll 1
+  for (int i = thread; i < C::kColumns; i += 128) {
+    const int n = i + (C::kDividesRows ? 0 : group * C::kColumns);
+    Origin at;
+    bool exists = true;
+    if constexpr (C::kBlocks) {
+      at = locate_block(p, work.tile * (C::kPixels / kBlock) + n / kBlock);
+      at.w += n % kBlock;
+      if (p.flat_pixels > 0) {
+        const auto by_row = p.image_w.divide(at.w);
+        at.h = by_row.quotient;
+        at.w = by_row.remainder;
+      }
+    } else if (p.flat_pixels > 0) {
+      const int pixel = work.tile * p.cols + n;
+      exists = pixel < p.flat_pixels && n < p.cols;
+      const auto by_image = p.image_pixels.divide(pixel);
+      const auto by_row = p.image_w.divide(by_image.remainder);
+      at = {by_image.quotient, by_row.quotient, by_row.remainder};
+    } else {
+      at = locate_lines(p, work.tile);
+      const auto by_row = p.cols.divide(n);
+      const auto by_image = p.rows.divide(by_row.quotient);
+      exists = by_image.quotient < p.images;
+      at.image += by_image.quotient;
+      at.h += by_image.remainder;
+      at.w += by_row.remainder;
+    }
+    const int h = at.h * p.phases_h.stride + work.phase_h, w = at.w * p.phases_w.stride + work.phase_w;
+    exists = exists && at.image < p.batch && h < p.output_h && w < p.output_w;
+    int64_t place = at.image * p.output_stride.n + h * p.output_stride.h + w * p.output_stride.w;
+    if (w + p.phases_together > p.output_w) place += kLastPhaseMissing;
+    places[i] = exists ? place : kNowhere;
+  }
+}
+
+// Copies elements that are side by side in both, 16 bytes at most at a time.
+template <int kBytes>
+__device__ inline void store_elements(void* to, unsigned from) {
+  if constexpr (kBytes == 16) {
+    *reinterpret_cast<uint4*>(to) = load_words(from);
+  } else if constexpr (kBytes == 8) {
+    uint2 x;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+    *reinterpret_cast<uint2*>(to) = x;
+  } else if constexpr (kBytes == 4) {
+    *reinterpret_cast<unsigned*>(to) = load_word(from);
+  } else {
+    unsigned short x;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from) : "memory");
+    *reinterpret_cast<unsigned short*>(to) = x;
+  }
+}
+
+// The sums of a row, rounded: words of two of 16 bits, or of one of float32.
+template <typename C, typename T>
+struct RoundedSums {
+  unsigned words[C::kColumns / 8][2];
+
+  __device__ explicit RoundedSums(const Sums<C::kColumns>& sums) {
+#pragma unroll
+    for (int j = 0; j < C::kColumns / 8; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        words[j][half] = pack_pair<T>(sums[j][2 * half], sums[j][2 * half + 1]);
+    }
+  }
+  __device__ unsigned word(int j, int half, int) const { return words[j][half]; }
+};
+
+template <typename C>
+struct RoundedSums<C, float> {
+  const Sums<C::kColumns>& sums;
+
+  __device__ explicit RoundedSums(const Sums<C::kColumns>& rounded) : sums(rounded) {}
+  __device__ unsigned word(int j, int half, int k) const { return __float_as_uint(sums[j][2 * half + k]); }
+};
+
+template <int kColumns>
+__device__ inline void add_bias(const float (&bias)[2], Sums<kColumns>& sums) {
+#pragma unroll
+  for (int j = 0; j < kColumns / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[j][i] += bias[i / 2];
+  }
+}
+
+// Calls `visit` with a number below kCount as a constant: registers cannot be counted otherwise. In a loop
+// over the numbers that is not unrolled, what comes after it stands once.
+template <int kCount, typename Visit>
+__device__ inline void with_constant(int number, const Visit& visit) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i == number) visit(i);
+  }
+}
+
+// Applies the activation to `bytes` of what has been laid out, and to what lies between lines, which nobody
+// reads; `thread` is one of kThreads that call it.
+template <int kThreads, typename T>
+__device__ inline void activate_lines(const Params<T>& p, unsigned lines, int bytes, int thread) {
+  auto* const values =
+      reinterpret_cast<ActivatedValues<T>*>(__cvta_shared_to_generic(static_cast<size_t>(lines)));
+#pragma unroll 1
+  for (int i = thread; i < bytes / static_cast<int>(sizeof(ActivatedValues<T>)); i += kThreads)
+    activate_values<1>(p.activation, values + i);
+}
+
+// NHWC: a line is the warpgroup's output channels at a place.
+template <typename T>
+struct ChannelLines {
+  static constexpr int kSize = sizeof(T);
+  static constexpr int kPlaces = 128 / kSize;  // at a time
+  static constexpr unsigned kPitch = kRows * kSize + 16;
+  static_assert(kPlaces * kPitch <= kImplicitGemmOutputBytes);
+};
+
+template <typename C, typename T>
+__device__ inline void lay_channels(unsigned lines, int slice, const RoundedSums<C, T>& sums) {
+  using Lines = ChannelLines<T>;
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, warp = thread / 32, lane = thread % 32;
+#pragma unroll
+  for (int j = 0; j < Lines::kPlaces / 8; j += 2) {
+    const int first = slice * (Lines::kPlaces / 8) + j;
+    if constexpr (sizeof(T) == 2) {
+      const int place = 8 * (j + lane / 16) + lane % 8, row = warp * 16 + lane / 8 % 2 * 8;
+      store_transposed(lines + place * Lines::kPitch + row * 2, sums.word(first, 0, 0),
+                       sums.word(first, 1, 0), sums.word(first + 1, 0, 0), sums.word(first + 1, 1, 0));
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int place = 8 * (j + k / 2) + lane % 4 * 2 + k % 2, row = warp * 16 + half * 8 + lane / 4;
+          asm volatile("st.shared.u32 [%0], %1;" ::"r"(lines + place * Lines::kPitch + row * 4),
+                       "r"(sums.word(first + k / 2, half, k % 2))
+                       : "memory");
+        }
+      }
+    }
+  }
+}
+
+template <int kBytes, typename T>
+__device__ inline void copy_channels(unsigned lines, const int64_t* places, T* output, int couts) {
+  using Lines = ChannelLines<T>;
+  constexpr int kElements = kBytes / Lines::kSize, kVectors = kRows / kElements;
+#pragma unroll 4
+  for (int i = afresh(static_cast<int>(threadIdx.x)) % 128; i < Lines::kPlaces * kVectors; i += 128) {
+    const int64_t place = places[i / kVectors];
+    const int cout = i % kVectors * kElements;
+    if (place == kNowhere || cout >= couts) continue;
+    store_elements<kBytes>(output + (place & ~kLastPhaseMissing) + cout,
+                           lines + i / kVectors * Lines::kPitch + i % kVectors * kBytes);
+  }
+}
+
+template <typename C, typename T>
+__device__ inline void store_channels(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
+                                      int couts, const RoundedSums<C, T>& sums) {
+  constexpr int kSlices = C::kColumns / ChannelLines<T>::kPlaces;
+  const int bar = 1 + static_cast<int>(threadIdx.x) / 128;
+#pragma unroll 1
+  for (int slice = 0; slice < kSlices; ++slice) {
+    sync_threads<128>(bar);
+    with_constant<kSlices>(slice, [&](int i) { lay_channels<C, T>(lines, i, sums); });
+    sync_threads<128>(bar);
+    if (!p.activation.is_identity()) {
+      activate_lines<128>(p, lines, kImplicitGemmOutputBytes, static_cast<int>(threadIdx.x) % 128);
+      sync_threads<128>(bar);
+    }
+    with_width_from<sizeof(T)>(p.store_elements * static_cast<int>(sizeof(T)), [&](auto width) {
+      constexpr int kBytes = decltype(width)::value;
+      copy_channels<kBytes>(lines, places + slice * ChannelLines<T>::kPlaces, output, couts);
+    });
+  }
+}
+
+// NCHW: a line is a piece of a warp's output channel; of two phases, places alternate between them.
+template <int kPhases, typename C, typename T>
+__device__ inline void lay_rows(unsigned lines, int slice, const RoundedSums<C, T>& first,
+                                const RoundedSums<C, T>& second) {
+  constexpr int kSize = sizeof(T), kPlaces = kLine / kSize / kPhases;
+  const int lane = afresh(static_cast<int>(threadIdx.x)) % 32;
+#pragma unroll
+  for (int j = 0; j < kPlaces / 8; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int block = slice * (kPlaces / 8) + j;
+      const unsigned x0 = first.word(block, half, 0), x1 = first.word(block, half, 1);
+      const unsigned y0 = second.word(block, half, 0), y1 = second.word(block, half, 1);
+      const unsigned to = lines + (half * 8 + lane / 4) * static_cast<unsigned>(kImplicitGemmOutputPitch) +
+                          (8 * j + lane % 4 * 2) * kPhases * kSize;
+      if constexpr (kPhases == 1 && kSize == 2) {
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x0) : "memory");
+      } else if constexpr (kPhases == 1) {
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x0), "r"(x1) : "memory");
+      } else if constexpr (kSize == 2) {
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(__byte_perm(x0, y0, 0x5410)),
+                     "r"(__byte_perm(x0, y0, 0x7632))
+                     : "memory");
+      } else {
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x0), "r"(y0), "r"(x1), "r"(y1)
+                     : "memory");
+      }
+    }
+  }
+}
+
+template <int kBytes, int kPhases, typename T>
+__device__ inline void copy_rows(unsigned lines, const int64_t* places, T* output, int64_t stride,
+                                 int couts) {
+  constexpr int kElements = kBytes / static_cast<int>(sizeof(T)), kVectors = kLine / kBytes;
+#pragma unroll 4
+  for (int i = afresh(static_cast<int>(threadIdx.x)) % 32; i < 16 * kVectors; i += 32) {
+    const int row = i / kVectors, element = i % kVectors * kElements;
+    const int64_t place = places[element / kPhases];
+    if (place == kNowhere || row >= couts) continue;
+    if (element % kPhases == 1 && (place & kLastPhaseMissing) != 0) continue;
+    store_elements<kBytes>(
+        output + (place & ~kLastPhaseMissing) + row * stride + element % kPhases,
+        lines + row * static_cast<unsigned>(kImplicitGemmOutputPitch) + i % kVectors * kBytes);
+  }
+}
+
+// `output` and `couts` are of the warpgroup's first output channel on.
+template <int kPhases, typename C, typename T>
+__device__ inline void store_rows(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
+                                  int couts, const RoundedSums<C, T>& first,
+                                  const RoundedSums<C, T>& second) {
+  constexpr int kPlaces = kLine / sizeof(T) / kPhases, kSlices = C::kColumns / kPlaces;
+  const int first_row = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+  lines += first_row * static_cast<unsigned>(kImplicitGemmOutputPitch);
+  output += first_row * p.output_stride.c;
+#pragma unroll 1
+  for (int slice = 0; slice < kSlices; ++slice) {
+    __syncwarp();
+    with_constant<kSlices>(slice, [&](int i) { lay_rows<kPhases, C, T>(lines, i, first, second); });
+    __syncwarp();
+    if (!p.activation.is_identity()) {
+      activate_lines<32>(p, lines, kImplicitGemmOutputBytes / 4, static_cast<int>(threadIdx.x) % 32);
+      __syncwarp();
+    }
+    with_width_from<sizeof(T)>(p.store_elements * static_cast<int>(sizeof(T)), [&](auto width) {
+      constexpr int kBytes = decltype(width)::value;
+      copy_rows<kBytes, kPhases>(lines, places + slice * kPlaces, output, p.output_stride.c,
+                                 couts - first_row);
+    });
+  }
+}
+
+template <typename C, typename T>
+__device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsigned output, int64_t* places,
+                                      unsigned full, unsigned empty) {
+  const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
+  Ring ring = {stages, full, empty};
+  const unsigned lines = output + group * static_cast<unsigned>(kImplicitGemmOutputBytes);
+  places += group * C::kColumns;
+  for (int number = static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels); number < p.works;
+       number += p.clusters) {
+    const Work work = locate<C>(p, number);
+    const int first_cout = work.cout + (C::kDividesRows ? group * kRows : 0);
+    const int row_steps = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * p.chunks;
+    const auto steps = [&](int phase) {
+      return row_steps * PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count;
+    };
+    // Nobody reads the last work's any more.
+    sync_threads<128>(1 + group);
+    write_places<C>(p, work, places);
+    float bias[2] = {0, 0};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int cout = first_cout + thread / 32 * 16 + half * 8 + thread % 32 / 4;
+      if (p.bias != nullptr && cout < p.cout_per_group)
+        bias[half] = widen(p.bias[(int64_t{work.group} * p.cout_per_group + cout) * p.bias_stride]);
+    }
+    Sums<C::kColumns> sums;
+    multiply<C>(p, steps(0), ring, sums);
+    sync_threads<128>(1 + group);
+    add_bias<C::kColumns>(bias, sums);
+    T* const to = p.output + (int64_t{work.group} * p.cout_per_group + first_cout) * p.output_stride.c;
+    const int couts = p.cout_per_group - first_cout;
+    const RoundedSums<C, T> first(sums);
+    if (p.output_channels_last) {
+      store_channels<C>(p, lines, places, to, couts, first);
+    } else if (p.phases_together == 1) {
+      store_rows<1, C>(p, lines, places, to, couts, first, first);
+    } else if constexpr (sizeof(T) == 2) {
+      multiply<C>(p, steps(1), ring, sums);
+      add_bias<C::kColumns>(bias, sums);
+      store_rows<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(sums));
+    } else if constexpr (C::kColumns == 128) {
+      Sums<C::kColumns> others;
+      multiply<C>(p, steps(1), ring, others);
+      add_bias<C::kColumns>(bias, others);
+      store_rows<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(others));
+    }
+  }
+}
+
+template <typename C, typename T>
+__global__ void __launch_bounds__(kThreads, 1) implicit_gemm_kernel(const __grid_constant__ Params<T> p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const unsigned stages = shared_address(shared);
+  const unsigned full = stages + static_cast<unsigned>(p.shared.barriers), empty = full + 8 * p.stages;
+  const int thread = static_cast<int>(threadIdx.x), blocks = p.cluster_rows * p.cluster_pixels;
+  if (thread == 0) {
+    for (int i = 0; i < p.stages; ++i) {
+      init_barrier(full + 8 * i, 1);
+      init_barrier(empty + 8 * i, 4 * kGroups * blocks);
+    }
+    fence_barriers();
+  }
+  __syncthreads();
+  // The barriers of all blocks are there before one of them is used, and their shared memory is as long as
+  // another block may write to it.
+  if (blocks > 1) sync_cluster();
+  constexpr int kLoadRegisters = 40, kMultiplyRegisters = 232;
+  static_assert(128 * kLoadRegisters + kMultipliers * kMultiplyRegisters <=
+                kThreads * (65536 / kThreads / 8 * 8));
+  if (thread < kMultipliers) {
+    claim_registers<kMultiplyRegisters>();
+    multiply_works<C>(p, stages, stages + static_cast<unsigned>(p.shared.output),
+                      reinterpret_cast<int64_t*>(shared + p.shared.places), full, empty);
+  } else {
+    release_registers<kLoadRegisters>();
+    if (thread == kMultipliers) load_works<C>(p, stages, full, empty);
+    __syncwarp();
+  }
+  if (blocks > 1) sync_cluster();
+#endif
+}
+
+// ---------------------------------------------------------------- launch
+
+template <typename T>
+constexpr CUtensorMapDataType kTensorType = CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+template <>
+inline constexpr CUtensorMapDataType kTensorType<__nv_bfloat16> = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+// Copies round to nearest.
+template <>
+inline constexpr CUtensorMapDataType kTensorType<float> = CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+
+template <typename T>
+cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, const void* workspace,
+                           Params<T>& p) {
+  const auto unsign = [](int64_t x) { return static_cast<uint64_t>(x); };
+  const uint64_t size = sizeof(T);
+  ActivationStrides in = problem.input_stride;
+  int64_t group = problem.cin_per_group * in.c;
+  if (t.turns_input) {
+    group = t.padded_cin;
+    in.c = 1;
+    in.w = problem.groups * group;
+    in.h = problem.w.input * in.w;
+    in.n = problem.h.input * in.h;
+  }
+  const uint64_t w = unsign(problem.w.input), h = unsign(problem.h.input), n = unsign(problem.batch),
+                 c = unsign(problem.cin_per_group), g = unsign(problem.groups);
+  const void* const address = t.turns_input ? workspace : problem.input;
+  const uint32_t line = static_cast<uint32_t>(t.chunk());
+  TensorBox box = {kTensorType<T>, address, {}, {}, {}};
+  const auto set = [&box, size](int i, uint64_t side, int64_t pitch, uint32_t part) {
+    box.sides[i] = side;
+    if (i > 0) box.pitches[i - 1] = static_cast<uint64_t>(pitch) * size;
+    box.box[i] = part;
+  };
+  if (t.blocks) {
+    set(0, t.flat ? w * h : w, 1, kBlock);
+    set(1, c, in.c, line);
+    set(2, t.flat ? 1 : h, in.h, 1);
+    set(3, n, in.n, 1);
+  } else {
+    set(0, c, 1, line);
+    set(1, t.flat ? w * h * n : w, in.w, static_cast<uint32_t>(p.part_cols));
+    set(2, t.flat ? 1 : h, in.h, static_cast<uint32_t>(p.part_rows));
+    set(3, t.flat ? 1 : n, in.n, static_cast<uint32_t>(p.part_images));
+  }
+  set(4, g, group, 1);
+  return make_tensor_map(box, &p.input_map);
+}
+
+template <typename T>
+cudaError_t make_weight_map(const Problem& problem, const ImplicitGemmLaunch& t, const void* workspace,
+                            Params<T>& p) {
+  const auto unsign = [](int64_t x) { return static_cast<uint64_t>(x); };
+  const int64_t cin = problem.cin_per_group, cout = problem.cout_per_group;
+  const int64_t kw = problem.w.kernel, kh = problem.h.kernel;
+  WeightStrides weight = problem.weight_stride;
+  int64_t group = cin * weight.cin;
+  const void* address = problem.weight;
+  constexpr bool kAlongCin = sizeof(T) == 4;
+  if (t.turns_weight) {
+    address = static_cast<const unsigned char*>(workspace) + t.weight_offset;
+    weight.cin = kAlongCin ? 1 : t.padded_cout;
+    weight.cout = kAlongCin ? t.padded_cin : 1;
+    weight.kw = kAlongCin ? cout * t.padded_cin : cin * t.padded_cout;
+    weight.kh = kw * weight.kw;
+    group = kh * weight.kh;
+  }
+  const uint64_t size = sizeof(T);
+  TensorBox box = {kTensorType<T>, address, {}, {}, {}};
+  const int along = kAlongCin ? 0 : 1;  // the place of cin among the sides
+  box.sides[along] = unsign(cin);
+  box.sides[1 - along] = unsign(cout);
+  box.sides[2] = unsign(kw);
+  box.sides[3] = unsign(kh);
+  box.sides[4] = unsign(problem.groups);
+  box.pitches[0] = size * unsign(kAlongCin ? weight.cout : weight.cin);
+  box.pitches[1] = size * unsign(weight.kw);
+  box.pitches[2] = size * unsign(weight.kh);
+  box.pitches[3] = size * unsign(group);
+  const uint32_t parts = static_cast<uint32_t>(t.cluster_pixels);
+  box.box[0] = kAlongCin ? static_cast<uint32_t>(t.chunk()) : kRows;
+  box.box[1] = (kAlongCin ? static_cast<uint32_t>(t.sizes().rows) : static_cast<uint32_t>(t.chunk())) / parts;
+  box.box[2] = box.box[3] = box.box[4] = 1;
+  return make_tensor_map(box, &p.weight_map);
+}
+
+template <typename C, typename T>
+cudaError_t launch_config(const Problem& problem, const ImplicitGemmLaunch& t, const void* workspace,
+                          cudaStream_t stream) {
+  Params<T> p = {};
+  set_problem(p, problem);
+  p.padding_h = static_cast<int>(problem.h.padding);
+  p.padding_w = static_cast<int>(problem.w.padding);
+  p.phases_h = t.phases_h;
+  p.phases_w = t.phases_w;
+  p.phases_together = t.phases_together;
+  p.clusters = t.grid / t.cluster();
+  p.works = static_cast<int>(t.works());
+  p.cout_groups = static_cast<int>(t.cout_groups());
+  p.phases = static_cast<int>(t.phases());
+  p.phase_columns = t.phases_w.stride / t.phases_together;
+  p.pixel_groups = static_cast<int>(t.pixel_groups());
+  p.tiles_before_turn = std::max(p.clusters / (p.cout_groups * p.phases), 1);
+  p.cluster_rows = t.cluster_rows;
+  p.cluster_pixels = t.cluster_pixels;
+  p.tiles_w = static_cast<int>(t.tiles_w);
+  p.tiles_h = static_cast<int>(t.tiles_h);
+  p.cols = t.cols;
+  p.rows = t.rows;
+  p.images = t.images;
+  p.image_w = static_cast<int>(problem.w.input);
+  p.image_pixels = t.flat ? static_cast<int>(problem.h.input * problem.w.input) : 1;
+  p.flat_pixels = t.flat ? static_cast<int>(problem.batch) * p.image_pixels : 0;
+  p.part_images = t.images;
+  p.part_rows = t.rows;
+  p.part_cols = t.cols;
+  for (int* side : {&p.part_images, &p.part_rows, &p.part_cols}) {
+    if (*side % t.cluster_rows != 0) continue;
+    *side /= t.cluster_rows;
+    break;
+  }
+  p.chunks = t.chunks;
+  p.stages = t.stages;
+  p.shared = implicit_gemm_shared(t);
+  p.expected_bytes = static_cast<unsigned>(p.shared.weight_bytes) +
+                     static_cast<unsigned>((t.blocks ? C::kPixels : t.images * t.rows * t.cols) * kLine);
+  p.store_elements = t.store_elements;
+  while (!is_aligned(problem.output, p.store_elements * sizeof(T))) p.store_elements /= 2;
+  p.output_channels_last = problem.output_channels_last;
+  p.after_turning = t.turns_input || t.turns_weight;
+  cudaError_t error = make_input_map(problem, t, workspace, p);
+  if (error == cudaSuccess) error = make_weight_map(problem, t, workspace, p);
+  auto* kernel = implicit_gemm_kernel<C, T>;
+  if (error == cudaSuccess) error = allow_shared_memory(kernel, t.shared_limit);
+  if (error != cudaSuccess) return error;
+  return launch_early(kernel, t.grid, kThreads, t.shared_bytes, stream, p, t.cluster(), p.after_turning);
+}
+
+// Calls the instantiation for launch.config.
+template <typename T, int kIndex = 0>
+cudaError_t launch_for(const Problem& problem, const ImplicitGemmLaunch& launch, const void* workspace,
+                       cudaStream_t stream) {
+  if constexpr (kIndex < kImplicitGemmConfigCount) {
+    if (launch.config != kIndex) return launch_for<T, kIndex + 1>(problem, launch, workspace, stream);
+    if constexpr (sizeof(T) == 2) {
+      if (launch.blocks) return launch_config<Config<kIndex, true>, T>(problem, launch, workspace, stream);
+    }
+    return launch_config<Config<kIndex, false>, T>(problem, launch, workspace, stream);
+  } else {
+    return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace implicit_gemm
+}  // namespace convt

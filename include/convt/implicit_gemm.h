@@ -1,0 +1,102 @@
+// What the plan and the `implicit_gemm` kernel agree on: how outputs are divided among thread blocks, and the
+// launch parameters of one problem.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "convt/phases.h"
+
+namespace convt {
+
+// A thread block multiplies `rows` output channels with `pixels` pixels of a phase. Two warpgroups divide the
+// rows between them or, where there are 64, the pixels.
+struct ImplicitGemmConfig {
+  int rows, pixels;
+
+  constexpr int columns() const { return rows == 128 ? pixels : pixels / 2; }  // of a warpgroup
+};
+
+// The configurations compiled. The plan refers to them by index.
+inline constexpr ImplicitGemmConfig kImplicitGemmConfigs[] = {{128, 256}, {128, 128}, {64, 256}};
+inline constexpr int kImplicitGemmConfigCount =
+    static_cast<int>(sizeof(kImplicitGemmConfigs) / sizeof(kImplicitGemmConfigs[0]));
+
+inline constexpr int kImplicitGemmGroups = 2;  // warpgroups that multiply
+inline constexpr int kImplicitGemmLine = 128;  // bytes
+inline constexpr int kImplicitGemmBlock = 64;  // pixels that lie side by side, of NCHW
+inline constexpr int kImplicitGemmMaxStages = 8;
+
+// Outputs are numbered by places and phases along each axis: output o is phase o mod stride of place o div
+// stride, and has the same taps as the same phase of any other place. A piece of work is some output channels
+// of one phase, or of two neighbours along W, of a tile of places:
+//
+//   lines    of NHWC: `images` x `rows` x `cols` places, or `cols` successive pixels where `flat`
+//   blocks   of NCHW: successive blocks of 64 columns of a row or, where `flat`, of an image's pixels
+//
+// Flat tiles take pixels as they follow each other in memory, where every output sees the one input that has
+// its place.
+struct ImplicitGemmLaunch {
+  int config = 0;
+  int element_size = 2;
+  bool blocks = false, flat = false;
+  int images = 1, rows = 1, cols = 1;  // of a tile of lines
+  AxisPhases<int> phases_h, phases_w;
+  int64_t places_h = 1, places_w = 1;  // of an image
+  int phases_together = 1;             // along W
+  // Pieces of work: thread blocks of a cluster take `cluster_rows` tiles of output channels of
+  // `cluster_pixels` tiles of places, and load for each other what they share.
+  int cluster_rows = 1, cluster_pixels = 1;
+  int64_t cout_tiles = 1, tiles_w = 1, tiles_h = 1, image_tiles = 1, groups = 1;
+  int64_t pixel_tiles = 1;
+  int chunks = 1;  // of a line's channels
+  int stages = 2;
+  // What is laid out first, in the workspace: the input with its channels side by side, the weight with its
+  // output channels (of TF32, its channels).
+  bool turns_input = false, turns_weight = false;
+  int64_t padded_cin = 0, padded_cout = 0;  // multiples of 16 bytes
+  size_t weight_offset = 0, workspace_bytes = 0;
+  int store_elements = 1;  // of one instruction, at most 16 bytes
+  size_t shared_bytes = 0, shared_limit = 0;
+  int grid = 1;
+
+  const ImplicitGemmConfig& sizes() const { return kImplicitGemmConfigs[config]; }
+  int chunk() const { return kImplicitGemmLine / element_size; }
+  int cluster() const { return cluster_rows * cluster_pixels; }
+  int64_t phases() const { return int64_t{phases_h.stride} * phases_w.stride / phases_together; }
+  int64_t cout_groups() const { return (cout_tiles + cluster_rows - 1) / cluster_rows; }
+  int64_t pixel_groups() const { return (pixel_tiles + cluster_pixels - 1) / cluster_pixels; }
+  // Of a cluster.
+  int64_t works() const { return cout_groups() * pixel_groups() * phases() * groups; }
+};
+
+// The block's shared memory, in bytes from its start, which is a multiple of 1024:
+//
+//   stages     [stages] weight, then input, in lines of 128 bytes whose 16-byte pieces are swapped, piece i
+//              of line j in place i ^ j % 8. Of 16-bit types the weight is [64 rows][chunk channel][64
+//              rows], the input [pixel][chunk channel] or, of blocks, [64 pixels][chunk channel][64 pixels].
+//              Of TF32 both are [row or pixel][chunk channel].
+//   output     [warpgroup] lines of the output, padded
+//   places     [warpgroup][columns] 8 bytes: where they lie in the output
+//   barriers   [stages] full, [stages] empty
+struct ImplicitGemmShared {
+  size_t weight_bytes, stage_bytes, output, places, barriers, bytes;
+};
+
+inline constexpr size_t kImplicitGemmOutputPitch = kImplicitGemmLine + 16;
+// Of a warpgroup: 16 lines of each warp, or a line for each of 64 pixels.
+inline constexpr size_t kImplicitGemmOutputBytes = 64 * kImplicitGemmOutputPitch;
+
+inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch) {
+  const ImplicitGemmConfig& sizes = launch.sizes();
+  ImplicitGemmShared s;
+  s.weight_bytes = static_cast<size_t>(sizes.rows) * kImplicitGemmLine;
+  s.stage_bytes = s.weight_bytes + static_cast<size_t>(sizes.pixels) * kImplicitGemmLine;
+  s.output = launch.stages * s.stage_bytes;
+  s.places = s.output + kImplicitGemmGroups * kImplicitGemmOutputBytes;
+  s.barriers = s.places + size_t{8} * kImplicitGemmGroups * sizes.columns();
+  s.bytes = s.barriers + size_t{16} * launch.stages;
+  return s;
+}
+
+}  // namespace convt
