@@ -5,12 +5,14 @@
 #   TORCH_CUDA_ARCH_LIST   the GPU architectures to build for (default: see setup.py)
 #   PYTEST_ARGS            more arguments for pytest
 #   SWEEP_ARGS             arguments for sweep, such as '--precisions tf32 --merge'
+#   BLOCKS_ARGS            arguments for gpu-blocks, such as '--precisions fp16'
 #   MATRIX                 pairs PYTHON:TORCH for test-matrix, such as 3.12:2.11.0 (default: see scripts/test_matrix.py)
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
 PYTEST_ARGS ?=
 SWEEP_ARGS ?=
+BLOCKS_ARGS ?=
 MATRIX ?=
 
 VENV := .venv
@@ -20,7 +22,7 @@ STAMPS := build/stamps
 SOURCES := $(shell find cuda include src/convt_ext -not -name '*.pyc' -not -name __pycache__) setup.py pyproject.toml
 CXX_FILES = $(shell find cuda include tests/cpp examples/cpp -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: help wheel demo test test-matrix lint format docs bench-plots docs-tables source-hash gpu gpu-build gpu-test gpu-bench gpu-models sweep sanitize clean distclean FORCE
+.PHONY: help wheel demo test test-matrix lint format docs bench-plots docs-tables source-hash gpu gpu-build gpu-test gpu-bench gpu-models gpu-blocks sweep sanitize clean distclean FORCE
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -129,6 +131,10 @@ gpu-bench: build/gpu/stamp  ## benchmark that build; writes benchmarks/results/<
 
 gpu-models: build/gpu/stamp  ## time whole generators, converted or not; writes benchmarks/results/<gpu>-models.json and .md
 	$(GPU_RUN) -m benchmarks.models --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py)
+
+gpu-blocks: build/gpu/stamp  ## time blocks with an activation in the operator; writes benchmarks/results/<gpu>-blocks.json and .md
+	$(GPU_RUN) -m benchmarks.blocks --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py) \
+		$(BLOCKS_ARGS)
 
 sweep: build/gpu/stamp  ## time other launches beside the plan's; writes benchmarks/results/<gpu>-sweep.json and .md
 	$(GPU_RUN) -m benchmarks.sweep --output benchmarks/results --source-hash $$($(PYTHON) scripts/source_hash.py) \

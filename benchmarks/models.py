@@ -160,21 +160,28 @@ def measure(name: str, precision: str, layout: str, device: torch.device, option
         left = convt_ext.conversion_report(converted).left
         if left:
             raise RuntimeError(f"{name}: not everything was converted: {left}")
-        variants: dict[str, Callable[[Tensor], Tensor]] = {"eager": model, "converted": converted}
-        if options.compile:
-            torch.compiler.reset()
-            variants |= {"compiled": torch.compile(model), "converted, compiled": torch.compile(converted)}
         row = ModelRow(name, precision, layout, {}, {})
-        for variant, function in variants.items():
-            y = function(x).double()
-            row.error[variant] = float((y - expected).norm() / expected.norm())
-            time = time_graph if device.type == "cuda" else time_wall
-            row.us[variant] = time([lambda function=function: function(x)], options.budget_ms).median_us
+        time_variants(row, model, converted, x, expected, options)
     return row
 
 
-def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
-    """The page of the results."""
+def time_variants(
+    row: ModelRow, model: nn.Module, converted: nn.Module, x: Tensor, expected: Tensor, options: argparse.Namespace
+) -> None:
+    """Fills in a row; `expected` is of all images of `x`, or of the first ones."""
+    variants: dict[str, Callable[[Tensor], Tensor]] = {"eager": model, "converted": converted}
+    if options.compile:
+        torch.compiler.reset()
+        variants |= {"compiled": torch.compile(model), "converted, compiled": torch.compile(converted)}
+    for variant, function in variants.items():
+        y = function(x)[: len(expected)].double()
+        row.error[variant] = float((y - expected).norm() / expected.norm())
+        time = time_graph if x.is_cuda else time_wall
+        row.us[variant] = time([lambda function=function: function(x)], options.budget_ms).median_us
+
+
+def variants_table(what: str, rows: Sequence[ModelRow], layout: Callable[[ModelRow], str]) -> list[str]:
+    """A Markdown table of rows, the layout in each as `layout` says it."""
 
     def cells(row: ModelRow) -> list[str]:
         times = [f"{row.us[v]:.0f}" if v in row.us else "-" for v in VARIANTS]
@@ -183,14 +190,19 @@ def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
         return [
             row.model,
             row.precision,
-            "-" if MODELS[row.model].make is HifiGan else row.layout.upper(),
+            layout(row),
             *times,
             *("-" if gain is None else f"{gain:.2f}x" for gain in gains),
             *errors,
         ]
 
-    header = ["model", "precision", "layout", *(f"{v} us" for v in VARIANTS)]
+    header = [what, "precision", "layout", *(f"{v} us" for v in VARIANTS)]
     header += ["eager gains", "compiled gains", "error eager", "error converted"]
+    return table(header, [cells(row) for row in rows], left=3)
+
+
+def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
+    """The page of the results."""
     shapes = ", ".join(f"{name} {list(model.shape)}" for name, model in MODELS.items())
     return "\n".join(
         [
@@ -203,44 +215,73 @@ def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
             " against float64. *Converted* is the model after `convt_ext.convert`; *gains* are the times without over"
             " those with it.",
             "",
-            *table(header, [cells(row) for row in rows], left=3),
+            *variants_table(
+                "model", rows, lambda row: "-" if MODELS[row.model].make is HifiGan else row.layout.upper()
+            ),
         ]
     )
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times whole generators, as they are and converted.")
+    parser.add_argument("--models", type=some_of(list(MODELS)), default=list(MODELS), help="some of dcgan,unet,hifigan")
+    add_arguments(parser, list(LAYOUTS))
+    return parsed(parser, arguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser, layouts: list[str]) -> None:
+    """What every benchmark of modules takes; `layouts` are those that it times unless it is told."""
     add = parser.add_argument
-    add("--models", type=some_of(list(MODELS)), default=list(MODELS), help="some of dcgan,unet,hifigan")
     add("--precisions", type=some_of(PRECISIONS), default=list(PRECISIONS), help="some of fp16,tf32,ieee")
-    add("--layouts", type=some_of(list(LAYOUTS)), default=list(LAYOUTS), help="some of nchw,nhwc; hifigan has one")
+    add("--layouts", type=some_of(list(LAYOUTS)), default=layouts, help="some of nchw,nhwc, where there are two")
     add("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     add("--small", action="store_true", help="small models and inputs")
     add("--output", type=Path, default=Path("build"), help="folder of the result files (default: build)")
     add("--source-hash", default="unknown", help="hash of the measured sources, as make source-hash prints it")
     add("--budget-ms", type=float, default=60.0, help="time per measurement (default: 60)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU; --device cpu makes a dry run")
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+Measure = Callable[[str, str, str, torch.device, argparse.Namespace], ModelRow]
+
+
+def measure_all(
+    cases: Sequence[tuple[str, str, str]],
+    what: str,
+    measure: Measure,
+    render: Callable[[Sequence[ModelRow], dict[str, Any]], str],
+    options: argparse.Namespace,
+) -> None:
+    """Measures every name, precision and layout; the files <gpu>-<what>.json and .md hold what has been measured."""
     device = torch.device(options.device)
     meta = describe(device, options.source_hash)
     torch.backends.cudnn.benchmark = True
     rows: list[ModelRow] = []
-    file = options.output / f"{slug(meta['device'])}-models.json"
+    file = options.output / f"{slug(meta['device'])}-{what}.json"
     options.output.mkdir(parents=True, exist_ok=True)
-    for precision in options.precisions:
-        for name in options.models:
-            for layout in options.layouts if len(MODELS[name].shape) == 4 else options.layouts[:1]:
-                rows.append(measure(name, precision, layout, device, options))
-                print(f"{name} {precision} {layout} " + ", ".join(f"{v} {us:.0f} us" for v, us in rows[-1].us.items()))
-                file.write_text(json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-                file.with_suffix(".md").write_text(markdown(rows, meta))
+    for name, precision, layout in cases:
+        rows.append(measure(name, precision, layout, device, options))
+        print(f"{name} {precision} {layout} " + ", ".join(f"{v} {us:.0f} us" for v, us in rows[-1].us.items()))
+        file.write_text(json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        file.with_suffix(".md").write_text(render(rows, meta))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    cases = [
+        (name, precision, layout)
+        for precision in options.precisions
+        for name in options.models
+        for layout in (options.layouts if len(MODELS[name].shape) == 4 else options.layouts[:1])
+    ]
+    measure_all(cases, "models", measure, markdown, options)
     return 0
 
 

@@ -21,7 +21,7 @@ from convt_ext import _timing as timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import accuracy, models, overhead, plots, report, roofline, run, sweep
+from benchmarks import accuracy, blocks, models, overhead, plots, report, roofline, run, sweep
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import Results, Row
 
@@ -617,4 +617,41 @@ def test_committed_models_are_rendered_from_their_numbers() -> None:
         assert file.with_suffix(".md").read_text() == models.markdown(rows, values["meta"])
         for row in rows:
             # Converting a model does not make it less accurate.
+            assert row.error["converted"] <= 1.25 * row.error["eager"], row
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def test_blocks_dry_run(tmp_path: Path) -> None:
+    """Every block gives what it gave before it was rewritten; the results name it."""
+    arguments = ["--device", "cpu", "--small", "--no-compile", "--precisions", "ieee", "--budget-ms", "1", "--output"]
+    assert blocks.main([*arguments, str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "cpu-blocks.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == list(blocks.BLOCKS)
+    assert len(rows) == 11
+    for row in rows:
+        assert row["us"].keys() == {"eager", "converted"}
+        assert min(row["us"].values()) > 0
+        assert max(row["error"].values()) < 1e-4
+    assert (tmp_path / "cpu-blocks.md").read_text().count("| ieee | NCHW |") == 11
+
+
+@pytest.mark.parametrize("name", blocks.BLOCKS)
+def test_blocks_use_the_operator(name: str) -> None:
+    """What can be part of it is: with as few modules or functions behind it as the block allows."""
+    block = blocks.BLOCKS[name]
+    model, rewritten = block.make()
+    layer = rewritten[0] if isinstance(rewritten, torch.nn.Sequential) else rewritten.get_submodule("conv")
+    assert isinstance(layer, convt_ext.ConvTranspose2d)
+    assert layer.activates == (block.rest is not None or block.modules is not None)
+    assert not any(isinstance(module, convt_ext.ConvTranspose2d) for module in model.modules())
+
+
+def test_committed_blocks_are_rendered_from_their_numbers() -> None:
+    for file in (Path(blocks.__file__).parent / "results").glob("*-blocks.json"):
+        values = json.loads(file.read_text())
+        rows = [models.ModelRow(**row) for row in values["rows"]]
+        assert file.with_suffix(".md").read_text() == blocks.markdown(rows, values["meta"])
+        for row in rows:
             assert row.error["converted"] <= 1.25 * row.error["eager"], row

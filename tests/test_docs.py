@@ -79,7 +79,15 @@ def test_page_examples(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with torch.random.fork_rng():
         torch.manual_seed(0)
         number = run_examples(page)
-    shown = {"README": 3, "quickstart": 5, "convert": 2, "one-dimension": 2, "deploy": 4, "benchmark": 1}
+    shown = {
+        "README": 4,
+        "quickstart": 5,
+        "convert": 2,
+        "activations": 3,
+        "one-dimension": 2,
+        "deploy": 4,
+        "benchmark": 1,
+    }
     assert number >= shown.get(page.stem, 0)
 
 
