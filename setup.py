@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.errors import CompileError, OptionError, PlatformError  # printed without a traceback
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHS = "8.0 8.6 8.9 9.0a 10.0 12.0+PTX"
+DEFAULT_ARCHS = "8.0 8.6 8.9 9.0a 10.0+PTX 12.0"
 MIN_ARCH = (8, 0)
 MIN_NVCC = (12, 8)  # the first to know compute capabilities 10.0 and 12.0
 
@@ -58,15 +58,29 @@ def arch_list(spec: str | None) -> list[str]:
     return list(dict.fromkeys(archs))
 
 
-def gencode_flags(archs: Iterable[str]) -> list[str]:
-    """nvcc's options for the list: machine code for each architecture, and PTX for those that end in +PTX."""
+def gencode_flags(archs: Sequence[str]) -> list[str]:
+    """nvcc's options for the list: machine code for each architecture, and PTX for those that end in +PTX.
+
+    The sources tell apart capabilities below 9.0, 9.0 and those above: one pass of the front end, which is half of the
+    work, serves all of a kind.
+    """
+    virtual: dict[str, str] = {}  # of each kind: the least, whose PTX the assembler takes for the others
+    numbers = [arch.removesuffix("+PTX").replace(".", "") for arch in archs]
+    for number in sorted(numbers, key=lambda number: int(number.removesuffix("a"))):
+        virtual.setdefault(_kind(number), number)
     flags = []
-    for arch in archs:
-        number = arch.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+    for arch, number in zip(archs, numbers, strict=True):
+        flags.append(f"-gencode=arch=compute_{virtual[_kind(number)]},code=sm_{number}")
         if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
+
+
+def _kind(number: str) -> str:
+    """What the sources are compiled to the same for; "90a" and its like are each their own."""
+    if number.endswith("a") or number.startswith("9"):
+        return number
+    return "below 9.0" if int(number) < 90 else "above 9.0"
 
 
 class NoToolchain(Exception):

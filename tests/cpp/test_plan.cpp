@@ -783,7 +783,7 @@ void test_description() {
 }
 
 void test_architectures() {
-  const std::string wheel = "8.0 8.6 8.9 9.0a 10.0 12.0+PTX";
+  const std::string wheel = "8.0 8.6 8.9 9.0a 10.0+PTX 12.0";
   const struct {
     const char* archs;
     int compute_capability;
@@ -791,7 +791,7 @@ void test_architectures() {
   } cases[] = {
       {wheel.c_str(), 75, false}, {wheel.c_str(), 80, true},  {wheel.c_str(), 86, true},
       {wheel.c_str(), 87, true},  {wheel.c_str(), 89, true},  {wheel.c_str(), 90, true},
-      {wheel.c_str(), 100, true}, {wheel.c_str(), 103, true}, {wheel.c_str(), 110, false},
+      {wheel.c_str(), 100, true}, {wheel.c_str(), 103, true}, {wheel.c_str(), 110, true},
       {wheel.c_str(), 120, true}, {wheel.c_str(), 121, true}, {wheel.c_str(), 130, true},
       {"8.6", 80, false},         {"8.6", 89, true},          {"8.6", 90, false},
       {"9.0a", 90, true},         {"9.0a", 91, false},        {"9.0a", 100, false},
