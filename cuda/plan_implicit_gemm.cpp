@@ -23,28 +23,32 @@ struct Search {
   const ImplicitGemmVisitor& visit;
   const int64_t size = element_size(problem.dtype);
 
-  // Whether a tensor map can have this distance between the neighbours of a dimension.
-  bool is_pitch(int64_t side, int64_t stride) const {
-    return side == 1 || (stride > 0 && stride * size % kAlignment == 0 && stride * size < kMaxPitch);
+  // Whether a tensor map can have this distance between the neighbours of a dimension, which must not
+  // overlap: each holds `least` elements.
+  bool is_pitch(int64_t side, int64_t stride, int64_t least) const {
+    return side == 1 || (stride >= least && stride * size % kAlignment == 0 && stride * size < kMaxPitch);
   }
 
   // Whether channels (or, of blocks, columns) lie side by side and the others at distances that maps have.
   bool reads_lines() const {
     const ActivationStrides& in = problem.input_stride;
     return is_aligned(problem.input) && (in.c == 1 || problem.cin() == 1) &&
-           is_pitch(problem.w.input, in.w) && is_pitch(problem.h.input, in.h) &&
-           is_pitch(problem.batch, in.n) && is_pitch(problem.groups, problem.cin_per_group);
+           is_pitch(problem.w.input, in.w, problem.cin()) && is_pitch(problem.h.input, in.h, problem.cin()) &&
+           is_pitch(problem.batch, in.n, problem.cin()) &&
+           is_pitch(problem.groups, problem.cin_per_group, problem.cin_per_group);
   }
   bool reads_blocks() const {
     const ActivationStrides& in = problem.input_stride;
     return size == 2 && is_aligned(problem.input) && (in.w == 1 || problem.w.input == 1) &&
-           is_pitch(problem.cin(), in.c) && is_pitch(problem.h.input, in.h) && is_pitch(problem.batch, in.n);
+           is_pitch(problem.cin(), in.c, problem.w.input) &&
+           is_pitch(problem.h.input, in.h, problem.w.input) && is_pitch(problem.batch, in.n, problem.w.input);
   }
   bool reads_weight() const {
     const WeightStrides& w = problem.weight_stride;
     return size == 2 && is_aligned(problem.weight) && (w.cout == 1 || problem.cout_per_group == 1) &&
-           is_pitch(problem.cin(), w.cin) && is_pitch(problem.w.kernel, w.kw) &&
-           is_pitch(problem.h.kernel, w.kh);
+           is_pitch(problem.cin(), w.cin, problem.cout_per_group) &&
+           is_pitch(problem.w.kernel, w.kw, problem.cout_per_group) &&
+           is_pitch(problem.h.kernel, w.kh, problem.cout_per_group);
   }
 
   // Whether every output sees the one input that has its place: a filter no larger than the stride.
@@ -124,6 +128,7 @@ struct Search {
                            static_cast<double>(launch.groups);
       if (works >= static_cast<double>(kMaxCoordinate)) continue;
       const int64_t resident = device.sm_count / launch.cluster();
+      if (resident == 0) continue;
       launch.grid = static_cast<int>(std::min<int64_t>(launch.works(), resident) * launch.cluster());
       visit(launch, cycles(launch));
     }
@@ -165,13 +170,18 @@ struct Search {
     const bool dense =
         launch.turns_input || ((problem.h.input == 1 || in.h == problem.w.input * in.w) &&
                                (problem.batch == 1 || in.n == problem.h.input * problem.w.input * in.w));
-    const double all =
-        static_cast<double>(problem.batch) * static_cast<double>(problem.h.input * problem.w.input);
+    const int64_t plane = problem.h.input * problem.w.input;
+    const double all = static_cast<double>(problem.batch) * static_cast<double>(plane);
     if (launch.flat && (!dense || all >= static_cast<double>(kMaxCoordinate))) return;
     if (launch.turns_input) {
       launch.padded_cin = ceil_div(problem.cin_per_group, kAlignment / size) * (kAlignment / size);
       const double bytes = all * static_cast<double>(problem.groups * launch.padded_cin * size);
-      if (bytes >= static_cast<double>(kMaxPitch)) return;
+      // turn_operands counts an image's pixels, and blocks of at most 64 x 64 elements, in 32 bits.
+      const double turned_blocks = static_cast<double>(problem.batch * problem.groups) *
+                                   static_cast<double>(ceil_div(plane, 64) * ceil_div(launch.padded_cin, 64));
+      if (bytes >= static_cast<double>(kMaxPitch) || plane >= kMaxCoordinate ||
+          turned_blocks >= static_cast<double>(kMaxCoordinate))
+        return;
       launch.weight_offset = static_cast<size_t>(bytes + 255) / 256 * 256;
     }
     if (launch.flat) {

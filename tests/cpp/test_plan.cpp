@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <iterator>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -428,8 +429,11 @@ void check_implicit_gemm(const Problem& p, const convt::ImplicitGemmLaunch& laun
   const auto aligned = [&](int64_t side, int64_t stride) { return side == 1 || stride % vector == 0; };
   if (launch.turns_input) {
     CHECK(launch.padded_cin % vector == 0 && launch.padded_cin >= p.cin_per_group, context);
+    CHECK(p.h.input * p.w.input <= std::numeric_limits<int>::max(), context);
   } else {
     const convt::ActivationStrides& in = p.input_stride;
+    // Neither do neighbours overlap.
+    CHECK(p.w.input == 1 || p.cin() == 1 || (launch.blocks ? in.c >= p.w.input : in.w >= p.cin()), context);
     CHECK((launch.blocks ? in.w == 1 || p.w.input == 1 : in.c == 1 || p.cin() == 1), context);
     CHECK(aligned(p.batch, in.n) && aligned(p.h.input, in.h), context);
     CHECK((launch.blocks ? aligned(p.cin(), in.c) : aligned(p.w.input, in.w)), context);
@@ -710,6 +714,29 @@ void test_forced_kernels() {
         message);
 }
 
+void test_turned_operands() {
+  const Axis a = make_axis(16, 4, 2, 1);
+  Problem p = make_problem(DType::kFloat16, 2, 64, 64, a, a, 1, true);
+  CHECK(!convt::make_plan(p, kH100, "implicit_gemm").implicit_gemm.turns_input, describe(p));
+  p.input_stride.w = 8;  // windows that overlap
+  CHECK(convt::make_plan(p, kH100, "implicit_gemm").implicit_gemm.turns_input, describe(p));
+  check_plan(p, kH100, "implicit_gemm", describe(p));
+  // More pixels of an image, or more groups of all images, than 32 bits count.
+  const Axis large = make_axis(46341, 1, 1), row = make_axis(46341, 3, 1), pair = make_axis(2, 3, 1);
+  constexpr int64_t kImages = 1 << 20, kGroups = 1 << 11;
+  for (const Problem& many :
+       {make_problem(DType::kFloat16, 1, 8, 1, large, row),
+        make_problem(DType::kFloat16, kImages, 8 * kGroups, kGroups, pair, pair, kGroups)}) {
+    bool refused = false;
+    try {
+      convt::make_plan(many, kH100, "implicit_gemm");
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused, describe(many));
+  }
+}
+
 void test_random_problems() {
   std::mt19937_64 random(7);
   const auto draw = [&](int64_t low, int64_t high) {
@@ -815,6 +842,7 @@ int main() {
   test_generic_is_the_last_resort();
   test_empty_output();
   test_forced_kernels();
+  test_turned_operands();
   test_random_problems();
   test_description();
   test_architectures();
