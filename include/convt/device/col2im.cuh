@@ -636,6 +636,7 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, float
       wgmma_commit();
       // The other warpgroups keep the tensor cores busy meanwhile.
       wgmma_wait<0>();
+      hold(sums);
       if (thread % 32 == 0) arrive(empty + 8 * stage);
       if (++stage == p.stages) stage = 0, ++round;
     }

@@ -311,6 +311,7 @@ __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<
     if (++ring.stage == p.stages) ring.stage = 0, ring.parity ^= 1;
   }
   wgmma_wait<0>();
+  hold(sums);
   if (steps > 0) give_back(p, previous);
 }
 

@@ -703,16 +703,12 @@ __device__ inline void clear(UnitSums<Config>& sums, int block) {
   }
 }
 
-// Keeps the compiler from moving what uses the sums across this place.
 template <typename Config>
-__device__ inline void hold(UnitSums<Config>& sums) {
+__device__ inline void hold_unit(UnitSums<Config>& sums) {
 #pragma unroll
   for (auto& slice : sums) {
 #pragma unroll
-    for (auto& part : slice) {
-#pragma unroll
-      for (auto& c : part) asm volatile("" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])::"memory");
-    }
+    for (auto& part : slice) hold(part);
   }
 }
 
@@ -1126,7 +1122,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
         at.next(p.stages);
       }
       wgmma_wait<0>();
-      hold<Config>(sums);
+      hold_unit<Config>(sums);
       in_use.give_back(p, weight.stream(p));
       if (last_use) place = at;
       if (p.bias != nullptr) bias.add_to(sums);
