@@ -9,7 +9,8 @@
 //
 // Mapping: a block takes a tile of 4096 elements of one matrix: 64 columns or, where there are fewer, more
 // rows. It copies pieces of rows to shared memory, as wide as their alignment allows, turns them there
-// (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix), and writes columns in 16 bytes.
+// (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix), and writes columns in 16 bytes. float32 is
+// rounded to TF32 on the way: tensor copies would make infinities of the largest numbers.
 
 #include <algorithm>
 #include <initializer_list>
@@ -17,6 +18,7 @@
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/mma.cuh"
+#include "convt/device/tf32.cuh"
 #include "convt/device/wgmma.cuh"
 #include "convt/kernels.h"
 
@@ -53,6 +55,8 @@ struct Tile {
   static constexpr int kElements = kTile + (kTile >> kLeastLog2Width) * kPadding;
   static constexpr int kTurned = kSize == 2 ? kTile + (1 << kMostLog2Width) * kPadding : 0;
   static constexpr int kBytes = kSize * (kElements + kTurned);
+  // Lines of 4-byte elements begin at any multiple of 4 bytes.
+  static constexpr int kMostCopyBytes = kSize == 2 ? 16 : kSize;
 };
 static_assert(Tile<2>::kBytes <= 48 * 1024 && Tile<4>::kBytes <= 48 * 1024, "static shared memory");
 
@@ -115,7 +119,9 @@ __device__ inline void store_tile(const Matrices& m, T* to, int first_row, int f
       x = load_words(shared_address(turned + col * turned_pitch + row));
     } else {
       const T* const at = tile + row * pitch + col;
-      x = make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]);
+      uint4 rounded[1];
+      split_tf32(make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]), rounded);
+      x = rounded[0];
     }
     *reinterpret_cast<uint4*>(to + (first_col + col) * m.col_to + first_row + row) = x;
   }
@@ -142,11 +148,13 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
                         by_batch.remainder * m.batch_from[1];
   T* const to =
       static_cast<T*>(m.to) + by_batch.quotient * m.batch_to[0] + by_batch.remainder * m.batch_to[1];
-  with_width_from<sizeof(T)>(m.copy_bytes, [&](auto width) {
-    // Of 4-byte elements the padding allows no more.
-    constexpr int kBytes = sizeof(T) == 4 ? 4 : decltype(width)::value;
-    load_tile<kBytes>(m, from, first_row, first_col, tile);
-  });
+  if constexpr (Tile<sizeof(T)>::kMostCopyBytes == sizeof(T)) {
+    load_tile<sizeof(T)>(m, from, first_row, first_col, tile);
+  } else {
+    with_width_from<sizeof(T)>(m.copy_bytes, [&](auto width) {
+      load_tile<decltype(width)::value>(m, from, first_row, first_col, tile);
+    });
+  }
   wait_for_copies();
   __syncthreads();
   if constexpr (sizeof(T) == 2) {
@@ -170,7 +178,7 @@ void divide(Matrices& m, int64_t batches) {
   m.copy_bytes = sizeof(T);
   const bool side_by_side = m.col_w_from == 1 && (m.cols == m.col_w || m.col_h_from == m.col_w);
   if (!side_by_side) return;
-  for (int bytes = 16; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
+  for (int bytes = Tile::kMostCopyBytes; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
     const int64_t vector = bytes / static_cast<int>(sizeof(T));
     const std::initializer_list<int64_t> numbers = {m.cols, m.row_from, m.batch_from[0], m.batch_from[1]};
     if (!is_aligned(m.from, static_cast<size_t>(bytes)) ||
@@ -250,7 +258,7 @@ cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, voi
 cudaError_t launch_turn_operands(const Problem& problem, const ImplicitGemmLaunch& launch, void* workspace,
                                  cudaStream_t stream) {
   if (!launch.turns_input && !launch.turns_weight) return cudaSuccess;
-  // Elements are moved, not computed with.
+  // 16-bit elements are moved, not computed with.
   return launch.element_size == 4 ? launch_turn<unsigned>(problem, launch, workspace, stream)
                                   : launch_turn<unsigned short>(problem, launch, workspace, stream);
 }

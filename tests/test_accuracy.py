@@ -17,6 +17,7 @@ from reference import (
     Geometry,
     Target,
     assert_accurate,
+    on_tensor_cores,
     poison,
     random_tensor,
     skip_beyond_limits,
@@ -127,8 +128,7 @@ def test_float32(geometry: Geometry, distribution: str, target: Target) -> None:
 
 @geometries
 @distributions
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
-@pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, ids=str, indirect=True)
+@on_tensor_cores("ieee", "tf32")
 def test_float32_on_tensor_cores(geometry: Geometry, distribution: str, precision: str, target: Target) -> None:
     with tf32_allowed(precision == "tf32"):
         check_float32(geometry, distribution, target)

@@ -176,10 +176,10 @@ def test_in_the_weight(geometry: Geometry, layout: str, value: float, target: Ta
         check_weight(geometry, layout, value, target, dtype)
 
 
-@pytest.mark.parametrize("target", [*TARGETS, *TENSOR_CORE_TARGETS], indirect=True, ids=str)
-@pytest.mark.parametrize("allowed", [False, True], ids=["ieee", "tf32"])
-@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)
-def test_every_nan_is_one(bits: int, allowed: bool, target: Target) -> None:
+every_nan = pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)
+
+
+def check_nan(bits: int, precision: str, target: Target) -> None:
     """Whatever its sign and its other bits: rounding to fewer of them must not make it a number or infinite."""
     geometry = GEOMETRIES[1]
     for index in (0, 1):
@@ -187,8 +187,20 @@ def test_every_nan_is_one(bits: int, allowed: bool, target: Target) -> None:
         tensor = tensors[index]
         assert tensor is not None
         tensor.view(torch.int32)[0, 0, 0, 0] = bits
-        with tf32_allowed(allowed):
+        with tf32_allowed(precision == "tf32"):
             assert_placement(run(*tensors, geometry), *tensors, geometry, kernel_of(target, *tensors, geometry))
+
+
+@every_nan
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_every_nan_is_one(bits: int, precision: str, target: Target) -> None:
+    check_nan(bits, precision, target)
+
+
+@every_nan
+@on_tensor_cores("ieee", "tf32")
+def test_every_nan_is_one_on_tensor_cores(bits: int, precision: str, target: Target) -> None:
+    check_nan(bits, precision, target)
 
 
 @geometries
