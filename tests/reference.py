@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -365,3 +366,18 @@ def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | st
     # All bits set is NaN in each of the four dtypes.
     blocks = [torch.full((count * dtype.itemsize,), 255, dtype=torch.uint8, device=device) for _ in range(3)]
     del blocks
+
+
+def _by_direction(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+
+
+# Derivatives of derivatives of a function of one tensor to a number, by torch.func.
+NESTED_TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "grad of grad": lambda f, x: torch.func.grad(lambda x: torch.func.grad(f)(x).square().sum())(x),
+    "hessian": lambda f, x: torch.func.hessian(f)(x),
+    "jvp of grad": lambda f, x: _by_direction(torch.func.grad(f), x),
+    "grad of jvp": lambda f, x: torch.func.grad(partial(_by_direction, f))(x),
+    "jvp of jvp": lambda f, x: _by_direction(partial(_by_direction, f), x),
+    "vmap of hessian": lambda f, x: torch.vmap(torch.func.hessian(f))(torch.stack([x, 2 * x])),
+}

@@ -14,6 +14,7 @@ from reference import (
     DTYPES,
     HALF_TARGETS,
     LAYOUTS,
+    NESTED_TRANSFORMS,
     TARGETS,
     TENSOR_CORE_KERNELS,
     TENSOR_CORE_TARGETS,
@@ -367,6 +368,17 @@ def test_forward_mode(case: Case, device: str) -> None:
     ours = torch.func.jvp(partial(fused, case), primals, tangents)
     theirs = torch.func.jvp(partial(unfused, case), primals, tangents)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("transform", NESTED_TRANSFORMS)
+@scaled_cases
+def test_nested_transforms(case: Case, transform: str, device: str) -> None:
+    x, w, b = SMALL.tensors(torch.float64, device)
+
+    def results(function: Callable[..., Tensor]) -> Tensor:
+        return NESTED_TRANSFORMS[transform](lambda x: function(case, x, w, b).square().sum(), x)
+
+    torch.testing.assert_close(results(fused), results(unfused))
 
 
 @scaled_cases

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import Geometry, random_tensor
+from reference import NESTED_TRANSFORMS, Geometry, random_tensor
 from torch import Tensor
 
 import convt_ext
@@ -105,6 +106,25 @@ def test_grad_of_vmap_and_vmap_of_ensembles(device: str) -> None:
     expected = looped([x, w, None], [None, 0, None], geometry.arguments)
     (expected_grad,) = torch.autograd.grad(expected.square().sum(), w)
     torch.testing.assert_close(actual, expected_grad)
+
+
+@pytest.mark.parametrize("argument", ["input", "weight", "bias"])
+@pytest.mark.parametrize("transform", NESTED_TRANSFORMS)
+def test_nested_transforms(transform: str, argument: str, device: str) -> None:
+    """A level of derivatives does not hide the operator from those around it."""
+    geometry = GEOMETRIES[1]
+    tensors = [random_tensor(shape, torch.float64, device, 1) for shape in (geometry.input, geometry.weight)]
+    tensors.append(random_tensor((geometry.cout,), torch.float64, device, 2))
+    index = ("input", "weight", "bias").index(argument)
+
+    def results(operator: Callable[..., Tensor]) -> Tensor:
+        def energy(t: Tensor) -> Tensor:
+            y = operator(*tensors[:index], t, *tensors[index + 1 :], **geometry.arguments)
+            return (y.square() + y.sin()).sum()
+
+        return NESTED_TRANSFORMS[transform](energy, tensors[index])
+
+    torch.testing.assert_close(results(convt_ext.conv_transpose2d), results(F.conv_transpose2d))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -137,6 +137,9 @@ class Activation:
         return grad if self.kind.derivative is None else self.kind.derivative(grad, x, *self.numbers)
 
 
+NONE = Activation(KINDS["none"])
+
+
 def parse(activation: str = "none", params: Sequence[float] = ()) -> Activation:
     """The activation that the operator's last two arguments mean.
 

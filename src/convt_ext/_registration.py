@@ -7,12 +7,14 @@ Arguments of ``convt::conv_transpose2d`` are positional; those that ``convt::con
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from . import _activation
 from ._shapes import check_arguments, expand, is_channels_last
@@ -68,8 +70,17 @@ def backward(
     )
 
 
-# What computes the gradients of tensors of a class of their own; convt_ext.dtensor adds DTensor.
-backward_of_class: dict[type, Callable[..., tuple[Tensor | None, ...]]] = {}
+@dataclass(frozen=True)
+class TensorClass:
+    """How the derivatives of tensors of a class are computed."""
+
+    backward: Callable[..., tuple[Tensor | None, ...]] = backward
+    #: A tensor as operators on its elements take it.
+    whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+
+_TENSORS = TensorClass()
+tensor_classes: dict[type, TensorClass] = {}  # convt_ext.dtensor adds DTensor
 
 
 # Without them an operator is called below autocast: tensors have been cast where it was on.
@@ -81,23 +92,22 @@ _autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA) | to
 class _Function(torch.autograd.function._SingleLevelFunction):
     """An operator with its derivatives.
 
-    Arguments are the keys left to dispatch to, the operator, its keyword arguments, then all positional ones.
+    Arguments are the operator below autograd, its keyword arguments, then all positional ones.
 
     Not a `torch.autograd.Function`: that one goes through the transforms of torch.func again, which the dispatcher has
     done before it comes to the Autograd key.
     """
 
     @staticmethod
-    def forward(keys: Any, operator: Any, keywords: dict[str, Any], *args: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keys, *args, **keywords)
+    def forward(operator: Callable[..., Tensor], keywords: dict[str, Any], *args: Any) -> Tensor:
+        return operator(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, keywords, x, weight, bias, stride, padding, output_padding, groups, dilation = inputs
-        ctx.keywords = keywords
+        _, keywords, x, weight, bias, stride, padding, output_padding, groups, dilation = inputs
+        ctx.activation = _activation.parse(**keywords) if keywords else _activation.NONE
         # The output of the convolution alone is not kept: derivatives of an activation compute it again.
-        tensors = (x, weight, bias if keywords else None)
+        tensors = (x, weight, bias if ctx.activation.bends else None)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.output_shape = output.shape
@@ -111,44 +121,46 @@ class _Function(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, _ = ctx.saved_tensors
-        grad = _Function._times_derivative(ctx, grad)
+        x, weight, bias = ctx.saved_tensors
+        grad = _Function._times_derivative(ctx, grad, x, weight, bias)
         batched = x.dim() == 4
-        grad_x, grad_weight, grad_bias = backward_of_class.get(type(x), backward)(
+        grad_x, grad_weight, grad_bias = tensor_classes.get(type(x), _TENSORS).backward(
             grad if batched else grad.unsqueeze(0),
             x if batched else x.unsqueeze(0),
             weight,
             *ctx.geometry,
-            list(ctx.needs_input_grad[3:6]),
+            list(ctx.needs_input_grad[2:5]),
         )
         if grad_x is not None and not batched:
             grad_x = grad_x.squeeze(0)
-        return None, None, None, grad_x, grad_weight, grad_bias, None, None, None, None, None
+        return None, None, grad_x, grad_weight, grad_bias, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        dx, dweight, dbias = tangents[3:6]
-        # The convolution is linear in the input, in the weight and in the bias.
-        x, weight, _ = ctx.saved_tensors
-        terms = []
-        if dx is not None:
-            terms.append(_plain(dx, weight, None, *ctx.geometry))
-        if dweight is not None:
-            terms.append(_plain(x, dweight, None, *ctx.geometry))
-        if dbias is not None:
-            terms.append(dbias.reshape(-1, 1, 1).expand(ctx.output_shape))
-        return _Function._times_derivative(ctx, sum(terms[1:], start=terms[0]))
+        dx, dweight, dbias = tangents[2:5]
+        # Without this level's own tangents, and with those of the levels around it.
+        x, weight, bias = (
+            None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors
+        )
+        with forward_ad._set_fwd_grad_enabled(True):
+            # The convolution is linear in the input, in the weight and in the bias.
+            terms = []
+            if dx is not None:
+                terms.append(_plain(dx, weight, None, *ctx.geometry))
+            if dweight is not None:
+                terms.append(_plain(x, dweight, None, *ctx.geometry))
+            if dbias is not None:
+                terms.append(dbias.reshape(-1, 1, 1).expand(ctx.output_shape))
+            return _Function._times_derivative(ctx, sum(terms[1:], start=terms[0]), x, weight, bias)
 
     @staticmethod
-    def _times_derivative(ctx: Any, grad: Tensor) -> Tensor:
+    def _times_derivative(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product of a gradient or tangent and the derivative of the activation."""
-        if not ctx.keywords:
-            return grad
-        activation = _activation.parse(**ctx.keywords)
-        if not activation.bends:
-            return activation.derivative(grad, None)
+        if not ctx.activation.bends:
+            return ctx.activation.derivative(grad, None)
+        whole = tensor_classes.get(type(x), _TENSORS).whole
         with torch._C._ExcludeDispatchKeyGuard(_autocast_keys):
-            return activation.derivative(grad, _plain(*ctx.saved_tensors, *ctx.geometry))
+            return ctx.activation.derivative(whole(grad), whole(_plain(x, weight, bias, *ctx.geometry)))
 
 
 _DEFAULTS = (None, (1,), (0,), (0,), 1, (1,))  # of bias and the arguments after it
@@ -164,12 +176,22 @@ def _register_autograd(operator: Any) -> None:
     # its bookkeeping costs a call that needs no gradient several microseconds.
     def kernel(keyset: Any, *args: Any, **keywords: Any) -> Tensor:
         keys = keyset & torch._C._after_autograd_keyset
-        needs_gradient = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-        if needs_gradient or torch.autograd.forward_ad._current_level >= 0:
+        reverse, forward = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+
+        def below(*args: Any) -> Tensor:
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keys, *args, **keywords)
+
+        def below_and_around(*args: Any) -> Tensor:
+            # The function has turned both modes off, for all levels of torch.func's transforms: not for those around.
+            with torch.set_grad_enabled(reverse), forward_ad._set_fwd_grad_enabled(forward):
+                return below(*args)
+
+        needs_gradient = reverse and torch._C._any_requires_grad(*args)
+        if needs_gradient or forward_ad._current_level >= 0:
             with enable_single_level_autograd_function():
-                return _Function.apply(keys, operator, keywords, *_complete(args))  # type: ignore[attr-defined]
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keys, *args, **keywords)
+                return _Function.apply(below_and_around, keywords, *_complete(args))  # type: ignore[attr-defined]
+        return below(*args)
 
     _library.impl(operator, kernel, "Autograd", with_keyset=True)
 

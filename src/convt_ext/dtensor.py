@@ -175,4 +175,4 @@ def _backward_of_dtensors(grad: Tensor, *arguments: Any) -> tuple[Tensor | None,
     return torch.ops.convt._conv_transpose2d_backward(grad, *arguments)
 
 
-_registration.backward_of_class[DTensor] = _backward_of_dtensors
+_registration.tensor_classes[DTensor] = _registration.TensorClass(_backward_of_dtensors)
