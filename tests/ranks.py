@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -11,10 +12,12 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
-SECONDS = 120.0  # for one function, the start of the processes included
+# For one function, the start of the processes included; some seconds where nothing else runs.
+SECONDS = 240.0
 
 
 def _serve(connection: Connection, rank: int, size: int, device_type: str, store: str) -> None:
@@ -39,12 +42,15 @@ def _serve(connection: Connection, rank: int, size: int, device_type: str, store
     while True:
         function, arguments = connection.recv()
         torch.manual_seed(0)
+        faulthandler.dump_traceback_later(SECONDS - 10)  # of what waits for another process
         try:
             function(torch.device(device_type), *arguments)
         except BaseException:
             connection.send(traceback.format_exc())
         else:
             connection.send(None)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 class Ranks:
@@ -68,8 +74,12 @@ class Ranks:
         __tracebackhide__ = True
         if not self._processes:
             self._start()
-        for connection in self._connections:
-            connection.send((function, arguments))
+        try:
+            for connection in self._connections:
+                connection.send((function, arguments))
+        except BrokenPipeError:
+            self.stop()
+            raise AssertionError("a process had ended before") from None
         waiting = list(self._connections)
         while waiting:
             ready = wait(waiting, timeout=SECONDS)
@@ -97,7 +107,10 @@ class Ranks:
             process = context.Process(
                 target=_serve, args=(theirs, rank, self.SIZE, self.device_type, store), daemon=True
             )
-            process.start()
+            with pytest.MonkeyPatch.context() as environment:
+                # As in different programs: nothing may depend on the order of a set, which hashes decide.
+                environment.setenv("PYTHONHASHSEED", str(1 + 6 * rank))
+                process.start()
             theirs.close()
             self._processes.append(process)
             self._connections.append(ours)

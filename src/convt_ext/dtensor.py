@@ -175,4 +175,15 @@ def _backward_of_dtensors(grad: Tensor, *arguments: Any) -> tuple[Tensor | None,
     return torch.ops.convt._conv_transpose2d_backward(grad, *arguments)
 
 
-_registration.tensor_classes[DTensor] = _registration.TensorClass(_backward_of_dtensors)
+def _without_partial_sums(tensor: Tensor) -> Tensor:
+    """What an activation's derivative is computed of.
+
+    Where torch has no rule for an operator and derives one, processes may come to different ones for partial sums,
+    and then wait for each other for ever.
+    """
+    assert isinstance(tensor, DTensor)
+    placements = [Replicate() if placement.is_partial() else placement for placement in tensor.placements]
+    return tensor.redistribute(placements=placements)
+
+
+_registration.tensor_classes[DTensor] = _registration.TensorClass(_backward_of_dtensors, _without_partial_sums)
