@@ -92,7 +92,8 @@ class Results:
             f'"rows": [\n  {rows}\n ]',
         ]
         _replace(path, "{\n " + ",\n ".join(lines) + "\n}\n")  # a line per row: changes are seen in a diff
-        _replace(path.with_suffix(".md"), markdown(self))
+        # Of the rounded numbers, so that it can be made again.
+        _replace(path.with_suffix(".md"), markdown(Results.load(path)))
         return path
 
 

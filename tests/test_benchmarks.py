@@ -338,6 +338,18 @@ def test_results_survive_saving_and_loading(tmp_path: Path) -> None:
         Results.load(path)
 
 
+def test_report_is_of_the_numbers_in_the_file(tmp_path: Path) -> None:
+    rows = synthetic_rows()
+    rows[0].forced_us = {"generic": 1643.4999}  # with six digits 1643.5
+    path = Results(META, rows).save(tmp_path)
+    assert path.with_suffix(".md").read_text() == report.markdown(Results.load(path))
+
+
+def test_committed_results_are_rendered_from_their_numbers() -> None:
+    file = Path(report.__file__).parent / "results" / "h100.json"
+    assert file.with_suffix(".md").read_text() == report.markdown(Results.load(file))
+
+
 def test_merge_replaces_only_the_rows_of_the_new_run() -> None:
     order = [(case, "ieee", layout) for case in ("a", "b") for layout in ("nchw", "nhwc")]
     old = Results(META, synthetic_rows()[1:], {"no_grad": {"ours": 1.0}})
