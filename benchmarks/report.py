@@ -212,11 +212,15 @@ def _over_generic(row: Row) -> float | None:
     return generic / row.ours_us
 
 
+def _at_least_as_fast(speedups: Iterable[float | None]) -> str:
+    compared = [speedup for speedup in speedups if speedup is not None]
+    return f"{sum(speedup >= 1 for speedup in compared)} of {len(compared)}"
+
+
 def _summary(results: Results) -> list[str]:
     lines = []
     for precision, layout in dict.fromkeys((row.precision, row.layout) for row in results.rows):
         rows = [row for row in results.rows if (row.precision, row.layout) == (precision, layout)]
-        compared = [row.speedup for row in rows if row.speedup is not None]
         lines.append(
             [
                 PRECISION_TITLES.get(precision, precision),
@@ -224,7 +228,8 @@ def _summary(results: Results) -> list[str]:
                 _times(_mean(rows, lambda row: row.speedup)),
                 _times(_mean(rows, lambda row: row.speedup_best)),
                 _share(_mean(rows, lambda row: row.floor_share)),
-                f"{sum(s >= 1 for s in compared)} of {len(compared)}",
+                _at_least_as_fast([row.speedup for row in rows]),
+                _at_least_as_fast([row.speedup_best for row in rows]),
                 _times(_mean(rows, _over_generic)),
             ]
         )
@@ -234,7 +239,8 @@ def _summary(results: Results) -> list[str]:
         "over same layout",
         "over better layout",
         "share of floor",
-        "rows at least as fast",
+        "rows at least as fast, same layout",
+        "rows at least as fast, better layout",
         "over generic kernel",
     ]
     return [
@@ -304,19 +310,31 @@ def _precision_table(precision: str, rows: Sequence[Row], baseline: str) -> list
 
 
 def _losses(results: Results, baseline: str) -> list[str]:
-    lost = sorted(
-        (row for row in results.rows if row.speedup is not None and row.speedup < 1),
-        key=lambda row: row.speedup or 0,
-    )
+    """The rows that lose to the better layout; those that lose to the same one are among them."""
+
+    def least(row: Row) -> float:
+        return min(value for value in (row.speedup, row.speedup_best) if value is not None)
+
+    lost = sorted((row for row in results.rows if row.speedup is not None and least(row) < 1), key=least)
+    slower = sum(row.speedup is not None and row.speedup < 1 for row in lost)
     title = ["## Rows slower than the baseline", ""]
     if not lost:
         return [*title, "None.", ""]
+    remark = f"Slower than {baseline} in the better of its layouts: {len(lost)} rows; in the same layout too: {slower}."
     lines = [
-        [row.case, row.precision, row.layout.upper(), _us(row.ours_us), _us(row.baseline_us), _times(row.speedup)]
+        [
+            row.case,
+            row.precision,
+            row.layout.upper(),
+            _us(row.ours_us),
+            _us(row.baseline_us),
+            _times(row.speedup),
+            _times(row.speedup_best),
+        ]
         for row in lost
     ]
-    header = ["case", "precision", "layout", "ours us", f"{baseline} us", "speed-up"]
-    return [*title, *table(header, lines, left=3)]
+    header = ["case", "precision", "layout", "ours us", f"{baseline} us", "same layout", "better layout"]
+    return [*title, remark, "", *table(header, lines, left=3)]
 
 
 def _remarks(results: Results) -> list[str]:

@@ -260,15 +260,32 @@ def test_report_shows_means_wins_and_losses() -> None:
     text = report.markdown(Results(META, rows, {"no_grad": {"ours": 12.34, "torch": 15.0}}))
     lines = text.splitlines()
     # 2x and 8x, 1x and 4x; half the floor; 3x and 12x over generic
-    assert "| float32, IEEE | NCHW | 4.00x | 2.00x | 50% | 2 of 2 | 6.00x |" in lines
-    assert "| float32, IEEE | NHWC | 1.41x | 1.41x | 35% | 1 of 2 | - |" in lines
+    assert "| float32, IEEE | NCHW | 4.00x | 2.00x | 50% | 2 of 2 | 2 of 2 | 6.00x |" in lines
+    assert "| float32, IEEE | NHWC | 1.41x | 1.41x | 35% | 1 of 2 | 1 of 2 | - |" in lines
     losses = lines[lines.index("## Rows slower than the baseline") :]
-    assert "| a | ieee | NHWC | 20.0 | 10.0 | 0.50x |" in losses
+    assert "| a | ieee | NHWC | 20.0 | 10.0 | 0.50x | 0.50x |" in losses
     assert "- **failed** a, ieee, NCHW: a failure" in lines
     assert "- b, ieee, NHWC: generic: a note" in lines
     assert "| no_grad | 12.3 | 15.0 |" in lines
     assert "abc" in text
     assert "partial" not in text
+
+
+def test_report_tells_losses_to_the_better_layout() -> None:
+    """Rows that gain over the same layout may lose to the other; where there is no other, the same one counts."""
+    rows = synthetic_rows()
+    rows[0].baseline_us, rows[1].baseline_us = 15.0, 8.0
+    rows.append(Row("c", "ieee", "nhwc", "ieee", "generic", 10.0, 9.0))
+    report.derive(rows)
+    lines = report.markdown(Results(META, rows)).splitlines()
+    assert "| float32, IEEE | NCHW | 3.46x | 1.79x | 50% | 2 of 2 | 1 of 2 | 6.00x |" in lines
+    losses = lines[lines.index("## Rows slower than the baseline") :]
+    assert losses[2] == "Slower than cuDNN in the better of its layouts: 3 rows; in the same layout too: 2."
+    assert [line for line in losses if "ieee" in line] == [
+        "| a | ieee | NHWC | 20.0 | 8.0 | 0.40x | 0.40x |",
+        "| a | ieee | NCHW | 10.0 | 15.0 | 1.50x | 0.80x |",
+        "| c | ieee | NHWC | 10.0 | 9.0 | 0.90x | - |",
+    ]
 
 
 def test_report_tables_are_well_formed() -> None:
