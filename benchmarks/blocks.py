@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import convt_ext
 from benchmarks.models import ModelRow, add_arguments, measure_all, parsed, time_variants, variants_table
+from benchmarks.report import partial_remark
 from benchmarks.roofline import DTYPES
 from benchmarks.run import some_of
 from convt_ext._layers import LAYOUTS
@@ -188,6 +189,7 @@ def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
         [
             f"# Blocks with the operators of convt_ext {meta['version']} on {meta['device']}",
             "",
+            *partial_remark(meta),
             f"- {meta['date']}, source hash `{meta['source_hash']}`, torch {meta['torch']}, cuDNN {meta['cudnn']}",
             f"- {'; '.join(described(name) for name in dict.fromkeys(row.model for row in rows))}",
             "",

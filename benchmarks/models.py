@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import convt_ext
-from benchmarks.report import error_cell, slug, table
+from benchmarks.report import error_cell, partial_remark, slug, table
 from benchmarks.roofline import DTYPES
 from benchmarks.run import describe, some_of
 from convt_ext._layers import LAYOUTS
@@ -208,6 +208,7 @@ def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
         [
             f"# Generators converted by convt_ext {meta['version']} on {meta['device']}",
             "",
+            *partial_remark(meta),
             f"- {meta['date']}, source hash `{meta['source_hash']}`, torch {meta['torch']}, cuDNN {meta['cudnn']}",
             f"- Inputs: {shapes}; random weights, eval mode, batch normalizations folded by the conversion",
             "",
@@ -259,7 +260,10 @@ def measure_all(
     render: Callable[[Sequence[ModelRow], dict[str, Any]], str],
     options: argparse.Namespace,
 ) -> None:
-    """Measures every name, precision and layout; the files <gpu>-<what>.json and .md hold what has been measured."""
+    """Measures all `cases`: a name, a precision and a layout each.
+
+    The files <gpu>-<what>.json and .md hold what has been measured, and are complete with the last case.
+    """
     device = torch.device(options.device)
     meta = describe(device, options.source_hash)
     torch.backends.cudnn.benchmark = True
@@ -268,6 +272,7 @@ def measure_all(
     options.output.mkdir(parents=True, exist_ok=True)
     for name, precision, layout in cases:
         rows.append(measure(name, precision, layout, device, options))
+        meta["complete"] = len(rows) == len(cases)
         print(f"{name} {precision} {layout} " + ", ".join(f"{v} {us:.0f} us" for v, us in rows[-1].us.items()))
         file.write_text(json.dumps({"meta": meta, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
         file.with_suffix(".md").write_text(render(rows, meta))

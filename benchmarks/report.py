@@ -259,6 +259,13 @@ def kernel_cell(row: Row) -> str:
     return name if row.ours_precision in ("", row.precision) else f"{name} ({row.ours_precision})"
 
 
+def partial_remark(meta: Mapping[str, Any]) -> list[str]:
+    """A paragraph on a file that lacks some of its rows."""
+    if meta.get("complete", False):
+        return []
+    return ["A partial run: some cases, precisions or layouts are missing.", ""]
+
+
 def precision_remark(rows: Sequence[Row]) -> list[str]:
     """A paragraph on rows that were computed in another precision than the one asked for, where there are any."""
     if not any(row.ours_precision == "ieee" != row.precision for row in rows):
@@ -365,9 +372,7 @@ def markdown(results: Results) -> str:
     meta = results.meta
     baseline = str(meta["baseline"])
     rates = meta.get("rates")
-    lines = [f"# convt_ext {meta['version']} on {meta['device']}", ""]
-    if not meta.get("complete", False):
-        lines += ["A partial run: some cases, precisions or layouts are missing.", ""]
+    lines = [f"# convt_ext {meta['version']} on {meta['device']}", "", *partial_remark(meta)]
     lines += [
         f"- {meta['date']}, source hash `{meta['source_hash']}`",
         f"- driver {meta['driver']}, torch {meta['torch']}, CUDA {meta['cuda']}, cuDNN {meta['cudnn']}",

@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy import Reference, broken_promises, errors, make_inputs, reference
 from benchmarks.cases import CASES, Case, select
-from benchmarks.report import check_same_source, geometric_mean, slug
+from benchmarks.report import check_same_source, geometric_mean, partial_remark, slug
 from benchmarks.roofline import DTYPES
 from benchmarks.run import PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
 
 KERNELS = ("thin", "tile_mma", "tile_wgmma", "col2im", "implicit_gemm")
+SWEPT = ("ieee", "tf32", "fp16")  # precisions, unless others are asked for: bfloat16 runs the launches of float16
 
 
 @dataclass
@@ -64,6 +65,7 @@ def markdown(rows: Sequence[SweepRow], meta: dict[str, object]) -> str:
     lines = [
         f"# Launches of convt_ext {meta['version']} on {meta['device']}",
         "",
+        *partial_remark(meta),
         f"- {meta['date']}, source hash `{meta['source_hash']}`, torch {meta['torch']}",
         "",
         "The launch that the plan chooses against the fastest of those with the least estimates, us per call.",
@@ -143,8 +145,10 @@ def earlier_rows(file: Path, meta: dict[str, object]) -> list[SweepRow]:
 
 
 def save(rows: dict[tuple[str, str, str], SweepRow], meta: dict[str, object], file: Path) -> None:
-    """Writes both files, with the rows in table order."""
-    order = table_keys([case.name for case in CASES], PRECISIONS, list(LAYOUTS))
+    """Writes both files, with the rows in table order; they are complete with all rows of a run without options."""
+    names, layouts = [case.name for case in CASES], list(LAYOUTS)
+    meta = meta | {"complete": set(table_keys(names, SWEPT, layouts)) <= set(rows)}
+    order = table_keys(names, PRECISIONS, layouts)
     sorted_rows = sorted(rows.values(), key=lambda row: order.index(row.key))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"meta": meta, "rows": [asdict(row) for row in sorted_rows]}, indent=1) + "\n")
@@ -159,7 +163,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add(
         "--precisions",
         type=some_of(PRECISIONS),
-        default=["ieee", "tf32", "fp16"],
+        default=list(SWEPT),
         help="some of ieee,tf32,fp16,bf16 (default: ieee,tf32,fp16)",
     )
     add("--layouts", type=some_of(list(LAYOUTS)), default=list(LAYOUTS), help="some of nchw,nhwc")

@@ -602,9 +602,28 @@ def test_sweeps_are_merged(tmp_path: Path) -> None:
     rows = {row.key: row for row in (first, third, second)}
     sweep.save(rows, META, file)
     assert sweep.earlier_rows(file, META) == [second, third, first]
-    assert file.with_suffix(".md").read_text().count("\n- ") == 3  # the sources, and the ratios in two precisions
+    page = file.with_suffix(".md").read_text()
+    assert page.count("\n- ") == 3  # the sources, and the ratios in two precisions
+    assert "A partial run" in page
     with pytest.raises(ValueError, match="cannot merge: source_hash is abc in the file and other in this run"):
         sweep.earlier_rows(file, META | {"source_hash": "other"})
+
+
+def test_sweeps_are_complete_with_the_last_row_of_the_table(tmp_path: Path) -> None:
+    file = tmp_path / "h100-sweep.json"
+    table = run.table_keys([case.name for case in CASES], ["ieee", "tf32", "fp16"], ["nchw", "nhwc"])
+    rows = {key: sweep.SweepRow(*key, "thin a", 1.0, "thin a", 1.0, 1, []) for key in table}
+    for keys, complete in ((table[:-1], False), (table, True)):
+        sweep.save({key: rows[key] for key in keys}, META | {"complete": False}, file)
+        assert json.loads(file.read_text())["meta"]["complete"] == complete
+        assert ("A partial run" in file.with_suffix(".md").read_text()) != complete
+
+
+def test_committed_sweeps_are_rendered_from_their_numbers() -> None:
+    for file in (Path(sweep.__file__).parent / "results").glob("*-sweep.json"):
+        values = json.loads(file.read_text())
+        rows = [sweep.SweepRow(**row) for row in values["rows"]]
+        assert file.with_suffix(".md").read_text() == sweep.markdown(rows, values["meta"])
 
 
 # ---------------------------------------------------------------- whole models
@@ -630,6 +649,28 @@ def test_models_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     page = (tmp_path / "cpu-models.md").read_text()
     assert page.count("| dcgan | ieee |") == 2
     assert "| hifigan | ieee | - |" in page
+    assert "A partial run" not in page
+
+
+def test_models_that_are_interrupted_are_a_partial_run(tmp_path: Path) -> None:
+    def measure(name: str, *rest: object) -> models.ModelRow:
+        if name == "second":
+            raise KeyboardInterrupt
+        return models.ModelRow(name, "ieee", "nchw", {"eager": 2.0, "converted": 1.0}, {})
+
+    def render(rows: object, meta: dict[str, Any]) -> str:
+        return "".join(report.partial_remark(meta))
+
+    options = models.parse_arguments(["--device", "cpu", "--output", str(tmp_path)])
+    cases = [(name, "ieee", "nchw") for name in ("first", "second")]
+    file = tmp_path / "cpu-models.json"
+    with pytest.raises(KeyboardInterrupt):
+        models.measure_all(cases, "models", measure, render, options)
+    assert not json.loads(file.read_text())["meta"]["complete"]
+    assert file.with_suffix(".md").read_text() == "A partial run: some cases, precisions or layouts are missing."
+    models.measure_all(cases[:1], "models", measure, render, options)
+    assert json.loads(file.read_text())["meta"]["complete"]
+    assert not file.with_suffix(".md").read_text()
 
 
 def test_models_need_a_gpu_or_a_dry_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
