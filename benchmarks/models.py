@@ -210,7 +210,8 @@ def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
             "",
             *partial_remark(meta),
             f"- {meta['date']}, source hash `{meta['source_hash']}`, torch {meta['torch']}, cuDNN {meta['cudnn']}",
-            f"- Inputs: {shapes}; random weights, eval mode, batch normalizations folded by the conversion",
+            f"- Inputs: {shapes}; random weights, eval mode, batch normalizations folded and activations fused by the"
+            " conversion, in dcgan",
             "",
             f"{'GPU' if meta['timer'] == 'graph' else 'CPU'} time of a forward pass, us, and relative Frobenius errors"
             " against float64. *Converted* is the model after `convt_ext.convert`; *gains* are the times without over"
