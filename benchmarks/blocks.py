@@ -63,6 +63,11 @@ class Block:
     params: tuple[float, ...] = ()
     bias: Callable[[Tensor, Tensor], Tensor] = lambda bias, extra: bias
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the operator takes over some of what follows the convolution."""
+        return self.rest is not None or self.modules is not None
+
     def make(self) -> tuple[nn.Module, nn.Module]:
         """The block in PyTorch, and rewritten, with the same weights."""
         conv = nn.ConvTranspose2d(64, *self.conv)
@@ -183,7 +188,8 @@ def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
     def described(name: str) -> str:
         images, side = BLOCKS[name].input
         cout, kernel, stride, *_ = BLOCKS[name].conv
-        return f"{name} [{images}, 64, {side}, {side}] to {cout} channels, kernel {kernel}, stride {stride}"
+        layer = f"[{images}, 64, {side}, {side}] to {cout} channels, kernel {kernel}, stride {stride}"
+        return f"- {name}: {layer}{'' if BLOCKS[name].fuses else '; nothing is fused'}"
 
     return "\n".join(
         [
@@ -191,7 +197,11 @@ def markdown(rows: Sequence[ModelRow], meta: dict[str, Any]) -> str:
             "",
             *partial_remark(meta),
             f"- {meta['date']}, source hash `{meta['source_hash']}`, torch {meta['torch']}, cuDNN {meta['cudnn']}",
-            f"- {'; '.join(described(name) for name in dict.fromkeys(row.model for row in rows))}",
+            "",
+            "Inputs and transposed convolutions; where *nothing is fused*, the operator takes the convolution's place,"
+            " and what follows stays:",
+            "",
+            *map(described, dict.fromkeys(row.model for row in rows)),
             "",
             f"{'GPU' if meta['timer'] == 'graph' else 'CPU'} time of a block in eval mode, us, and relative Frobenius"
             f" errors against float64 of the first {CHECKED} images. *Converted* is the block rewritten with this"

@@ -714,7 +714,7 @@ def test_blocks_use_the_operator(name: str) -> None:
     model, rewritten = block.make()
     layer = rewritten[0] if isinstance(rewritten, torch.nn.Sequential) else rewritten.get_submodule("conv")
     assert isinstance(layer, convt_ext.ConvTranspose2d)
-    assert layer.activates == (block.rest is not None or block.modules is not None)
+    assert layer.activates == block.fuses
     assert not any(isinstance(module, convt_ext.ConvTranspose2d) for module in model.modules())
 
 
