@@ -171,6 +171,23 @@ def test_readme_quotes_the_results() -> None:
         assert numbers == [result[2], result[3], result[5], result[6]]
 
 
+def test_readme_quotes_the_host_times() -> None:
+    """Of each mode the range over both entry points of ours, and torch's."""
+    measured = Results.load(ROOT / "benchmarks" / "results" / "h100.json").overhead_us
+
+    def times(mode: str) -> tuple[str, str]:
+        ours = sorted(measured[mode][name] for name in ("torch.ops.convt", "convt_ext"))
+        return " to ".join(dict.fromkeys(f"{us:.0f}" for us in ours)), f"{measured[mode]['torch.nn.functional']:.0f}"
+
+    inference, no_grad, grad = map(times, ("inference_mode", "no_grad", "grad"))
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"is {inference[0]} us under `inference_mode` and {no_grad[0]} us under `no_grad`, against {inference[1]} and"
+        f" {no_grad[1]} us for" in readme
+    )
+    assert f"with gradients, which are registered from Python, {grad[0]} us against {grad[1]} us" in readme
+
+
 def test_accuracy_page_quotes_the_results() -> None:
     """Its tables are what `make docs-tables` makes of the results: every row, in every precision."""
     page = (ROOT / "docs" / "accuracy.md").read_text()
