@@ -474,7 +474,7 @@ def test_dry_run_writes_both_files(dry_run: Callable[..., int], tmp_path: Path) 
         assert row.kernel.startswith("aten")
         assert row.ours_precision == {"tf32": "ieee"}.get(row.precision, row.precision)
         assert row.images == [0, 1]
-    assert (tmp_path / "cpu.md").read_text().startswith("# convt_ext 0.1.0 on cpu\n")
+    assert (tmp_path / "cpu.md").read_text().startswith(f"# convt_ext {convt_ext.__version__} on cpu\n")
 
 
 def test_merged_runs_complete_the_table(dry_run: Callable[..., int], tmp_path: Path) -> None:
