@@ -223,5 +223,5 @@ assert "torch" not in sys.modules
 
 def test_missing_onnxscript_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"convt_ext\.onnx needs onnxscript \(pip install convt_ext\[onnx\]\)"):
+    with pytest.raises(ImportError, match=r'convt_ext\.onnx needs onnxscript \(pip install "convt_ext\[onnx\]"\)'):
         convt_ext.onnx.translation_table()

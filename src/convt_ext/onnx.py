@@ -1,6 +1,6 @@
 """Export to ONNX: the operator is a standard ``ConvTranspose`` node, an activation standard nodes behind it.
 
-Needs onnxscript, as torch's exporter itself does: ``pip install convt_ext[onnx]``.
+Needs onnxscript, as torch's exporter itself does: ``pip install "convt_ext[onnx]"``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         from onnxscript import opset18
     except ImportError as error:
         raise ImportError(
-            f"convt_ext.onnx needs onnxscript (pip install convt_ext[onnx]), and it cannot be imported: {error}"
+            f'convt_ext.onnx needs onnxscript (pip install "convt_ext[onnx]"), and it cannot be imported: {error}'
         ) from error
     op: Any = opset18  # a node is typed as every tensor type of ONNX, which no argument takes
 
