@@ -113,6 +113,7 @@ CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - 2026-01-01\n"
 
 def test_a_release_that_fits() -> None:
     assert faults("v1.2.0", WHEEL, PYPROJECT, CHANGELOG) == []
+    assert faults("v1.2.0", None, PYPROJECT, CHANGELOG) == []  # before the wheel is built
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,11 @@ def test_a_release_that_does_not_fit(change: dict[str, str], expected: str) -> N
     arguments = {"tag": "v1.2.0", "wheel": WHEEL, "pyproject": PYPROJECT, "changelog": CHANGELOG} | change
     (fault,) = faults(**arguments)
     assert expected in fault
+
+
+@pytest.mark.parametrize("wheel", [[], [WHEEL.replace("1.2.0", "0.0.0")]], ids=["before", "with a wheel"])
+def test_the_last_check_refuses_another_tag(wheel: list[str]) -> None:
+    result = run(sys.executable, ROOT / "scripts" / "check_release.py", "v0.0.0", *wheel, check=False)
+    assert result.returncode == 1
+    assert "the tag is v0.0.0, pyproject.toml has version" in result.stderr
+    assert ("the wheel is" in result.stderr) == bool(wheel)
