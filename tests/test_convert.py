@@ -201,7 +201,7 @@ def test_activations_are_fused(activation: nn.Module, expected: tuple[str, tuple
 
 def test_a_fused_model_still_trains() -> None:
     model, x = made(dcgan).eval(), torch.randn(2, 16, 1, 1)
-    kept, fused = convt_ext.convert(model, fuse=False), convt_ext.convert(model)
+    kept, fused = convt_ext.convert(copy.deepcopy(model), fuse=False), convt_ext.convert(model)
     fused(x).square().sum().backward()
     kept(x).square().sum().backward()
     assert_close(fused[2][0].weight.grad, kept[2][0].weight.grad)
@@ -222,6 +222,13 @@ class SubclassedReLU(nn.ReLU):
     pass
 
 
+def with_own_forward(module: nn.Module) -> nn.Module:
+    """As accelerate's hooks and others do: the module's own forward, and something more."""
+    forward = module.forward
+    module.forward = lambda x: forward(x) + 1  # type: ignore[method-assign]
+    return module
+
+
 NOT_FUSED = {
     "hooks": (lambda: with_hook(nn.Sequential(layer(), nn.ReLU())), "it has hooks"),
     "hooks of the layer": (
@@ -232,6 +239,13 @@ NOT_FUSED = {
         lambda: (lambda up: nn.Sequential(up, nn.ReLU(), up))(layer()),
         "the transposed convolution before it is used more than once",
     ),
+    "another forward": (lambda: nn.Sequential(layer(), with_own_forward(nn.ReLU())), "it has another forward"),
+    "another forward of the layer": (
+        lambda: nn.Sequential(with_own_forward(layer()), nn.ReLU()),
+        "its forward has been replaced",
+    ),
+    "another forward of the sequence": (lambda: with_own_forward(nn.Sequential(layer(), nn.ReLU())), None),
+    "a slope that is no number": (lambda: nn.Sequential(layer(), nn.LeakyReLU(float("nan"))), None),
     "subclass": (lambda: nn.Sequential(layer(), SubclassedReLU()), None),
     "unknown": (lambda: nn.Sequential(layer(), nn.Softplus()), None),
     "not behind it": (lambda: nn.Sequential(layer(), nn.MaxPool2d(2), nn.ReLU()), None),
@@ -247,7 +261,7 @@ def test_activations_that_stay(make: Any, reason: str | None) -> None:
     assert list(report.left.values()) == ([] if reason is None else [reason])
     assert not any(isinstance(module, nn.Identity) for module in converted)
     x = torch.randn(1, 4, 5, 5)
-    assert_close(converted(x), model(x))
+    torch.testing.assert_close(converted(x), model(x), equal_nan=True)
 
 
 def test_nothing_is_fused_in_training_mode_or_unasked() -> None:
@@ -277,7 +291,16 @@ LEFT = {
         "it is TorchScript: convert the model before scripting it",
     ),
     "3d": (lambda: nn.ConvTranspose3d(4, 3, 3), "it has three dimensions"),
+    "another forward": (lambda: with_own_forward(layer()), "its forward has been replaced"),
+    "a note": (lambda: with_attribute("activation", "relu"), "it has an attribute 'activation' of its own"),
+    "a child": (lambda: with_attribute("params", nn.ReLU()), "it has an attribute 'params' of its own"),
 }
+
+
+def with_attribute(name: str, value: object) -> nn.Module:
+    module = layer()
+    setattr(module, name, value)
+    return module
 
 
 @pytest.mark.parametrize(("make", "reason"), LEFT.values(), ids=LEFT)
@@ -288,6 +311,25 @@ def test_what_is_left_is_named(make: Any, reason: str) -> None:
     assert report.left == {"0": reason}
     assert report.replaced == ["1"]
     assert str(report) == f"1 replaced: 1\n0 left: {reason}"
+
+
+class Extractor:
+    """Keeps what a layer gives, by a hook that is a method."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.features: list[torch.Tensor] = []
+        module.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        self.features.append(output)
+
+
+def test_hooks_tell_the_same_object() -> None:
+    model, x = nn.Sequential(layer()), torch.randn(1, 4, 5, 5)
+    extractor = Extractor(model[0])
+    expected = model(x)
+    assert_close(convt_ext.convert(model)(x), expected)
+    assert_close(extractor.features[1], expected)
 
 
 def test_hooks_and_attributes_stay() -> None:

@@ -108,9 +108,12 @@ _MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, tuple[float, ...]]]] 
 
 
 def of_module(module: nn.Module) -> tuple[str, tuple[float, ...]] | None:
-    """The `activation` and `params` that compute what a module does; None if it is of no class that is known."""
+    """The `activation` and `params` that compute what a module does; None if the operator has none that does."""
     describe = _MODULES.get(type(module))
-    return None if describe is None else describe(module)
+    if describe is None:
+        return None
+    activation, params = describe(module)
+    return None if any(map(math.isnan, params)) else (activation, params)
 
 
 @dataclass(frozen=True)

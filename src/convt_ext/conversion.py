@@ -69,6 +69,9 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
     are gone. Likewise it applies the activation behind it in its own launch: ReLU, LeakyReLU, ELU, SiLU, GELU, Mish,
     Sigmoid, Tanh, Hardtanh, ReLU6 or Hardswish. An activation may be used elsewhere too, and stays there.
 
+    A sequence is taken to be called as a whole: for a model that calls parts of one by itself, or reads what lies
+    between them, use ``fuse=False``.
+
     Args:
         model: any module, a transposed convolution itself included.
         inplace: change `model`, rather than a copy that shares its parameters and buffers.
@@ -95,13 +98,12 @@ def convert(model: Model, inplace: bool = False, fuse: bool = True) -> Model:
         model = _copy_sharing_tensors(model)
     report = ConversionReport()
     for name, module in model.named_modules():
-        replacement = _REPLACEMENTS.get(type(module))
-        if replacement is not None:
-            # The same module of another class: whatever hangs on it stays.
-            module.__class__ = replacement
-            report.replaced.append(name)
-        elif (reason := _reason_to_leave(module)) is not None:
+        if (reason := _reason_to_leave(module)) is not None:
             report.left[name] = reason
+        elif type(module) in _REPLACEMENTS:
+            # The same module of another class: whatever hangs on it stays.
+            module.__class__ = _REPLACEMENTS[type(module)]
+            report.replaced.append(name)
     if fuse:
         _fold_normalizations(model, report)
         _fuse_activations(model, report)
@@ -145,6 +147,11 @@ def _copy_sharing_tensors(model: Model) -> Model:
         attributes = (value for value in vars(module).values() if isinstance(value, Tensor))
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *attributes):
             memo[id(tensor)] = tensor
+        # An object whose method is a hook hears from the copy as well.
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            owner = getattr(hook, "__self__", None)
+            if owner is not None and not isinstance(owner, nn.Module):
+                memo[id(owner)] = owner
     return copy.deepcopy(model, memo)
 
 
@@ -162,7 +169,14 @@ def _reason_to_leave(module: nn.Module) -> str | None:
         return "it is parametrized: remove the parametrizations first"
     if isinstance(module, nn.ConvTranspose3d):
         return "it has three dimensions"
-    return f"it is of a subclass, {type(module).__qualname__}"
+    if type(module) not in _REPLACEMENTS:
+        return f"it is of a subclass, {type(module).__qualname__}"
+    if _has_own_forward(module):
+        return "its forward has been replaced"
+    for name in ("activation", "params"):
+        if hasattr(module, name):
+            return f"it has an attribute {name!r} of its own"
+    return None
 
 
 @dataclass
@@ -185,11 +199,13 @@ def _pairs(model: nn.Module) -> Iterator[_Pair]:
     for name, sequence in list(model.named_modules()):
         if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
             continue
+        if _has_own_forward(sequence):
+            continue
         # In the order of calls: named_children leaves out what comes again.
         children = [
             (child_name, child)
             for child_name, child in sequence._modules.items()
-            if child is not None and not (type(child) is nn.Identity and not _has_hooks(child))
+            if child is not None and not (type(child) is nn.Identity and _reason_to_call(child) is None)
         ]
         for (conv_name, conv), (place, follower) in pairwise(children):
             if type(conv) not in _NORMALIZATIONS or conv.training or follower.training:
@@ -205,14 +221,22 @@ def _uses(model: nn.Module) -> Counter[int]:
     return Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether somebody has set another `forward` on the module itself."""
+    return "forward" in vars(module)
+
+
+def _reason_to_call(module: nn.Module) -> str | None:
+    """What a call of a module does beside its class's forward, if anything."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, hook) for hook in hooks)
+    if any(getattr(module, hook) for hook in hooks):
+        return "has hooks"
+    return "has another forward" if _has_own_forward(module) else None
 
 
 def _reason_not_to_change(module: nn.Module, what: str, uses: Counter[int]) -> str | None:
-    if _has_hooks(module):
-        return f"{what} has hooks"
+    if (reason := _reason_to_call(module)) is not None:
+        return f"{what} {reason}"
     if uses[id(module)] > 1:
         return f"{what} is used more than once"
     return None
@@ -253,8 +277,8 @@ def _fuse_activations(model: nn.Module, report: ConversionReport) -> None:
         if described is None:
             continue
         reason = _reason_not_to_change(pair.conv, _BEFORE, uses)
-        if reason is None and _has_hooks(pair.follower):
-            reason = "it has hooks"
+        if reason is None and (does := _reason_to_call(pair.follower)) is not None:
+            reason = f"it {does}"
         if reason is not None:
             report.left[pair.follower_name] = reason
             continue
