@@ -479,6 +479,21 @@ def test_module(dimensions: int, case: Case, device: str) -> None:
     assert (shown in repr(module)) == activates
 
 
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_module_refuses_what_is_no_activation(dimensions: int) -> None:
+    module = layer(dimensions, PLAIN[0])
+    for activation in (nn.ReLU(), torch.relu, "Relu", None):
+        with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*, hardswish, got "):
+            module.activation = activation
+    for params in (0.2, None, "elu", [None]):
+        with pytest.raises(ValueError, match="params must be a sequence of numbers, got "):
+            module.params = params
+    assert (module.activation, module.params) == ("none", ())
+    module.activation, module.params = "clamp", [0, torch.tensor(1)]
+    assert module.params == (0.0, 1.0)
+    assert not any(True for _ in module.children())
+
+
 def test_compile_is_one_graph(device: str) -> None:
     module = layer(2, SCALED[-1]).to(device)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")

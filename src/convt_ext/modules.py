@@ -1,11 +1,12 @@
 """The operator as modules, in two dimensions and in one."""
 
 from collections.abc import Callable
-from typing import List, Optional, Tuple  # noqa: UP035  (TorchScript reads these annotations)
+from typing import Any, List, Optional, Tuple  # noqa: UP035  (TorchScript reads these annotations)
 
 import torch
 from torch import Tensor
 
+from ._activation import KINDS
 from .functional import conv_transpose1d, conv_transpose1d_act, conv_transpose2d, conv_transpose2d_act
 
 
@@ -24,6 +25,17 @@ class _Activated(torch.nn.modules.conv._ConvTransposeNd):
     def activates(self) -> bool:
         """Whether anything follows the convolution."""
         return self.activation != "none" or len(self.params) != 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A module would be taken for a child, and the class's attribute be read all the same.
+        if name == "activation" and not (isinstance(value, str) and value in KINDS):
+            raise ValueError(f"activation must be one of {', '.join(KINDS)}, got {value!r}")
+        if name == "params":
+            try:
+                value = tuple(float(number) for number in value)
+            except (TypeError, ValueError):
+                raise ValueError(f"params must be a sequence of numbers, got {value!r}") from None
+        super().__setattr__(name, value)
 
     def _call(
         self,
@@ -45,6 +57,33 @@ class _Activated(torch.nn.modules.conv._ConvTransposeNd):
         if self.activates:
             return activated(*arguments, activation=self.activation, params=self.params)
         return plain(*arguments)
+
+    def _operate(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        stride: List[int],  # noqa: UP006
+        padding: List[int],  # noqa: UP006
+        output_padding: List[int],  # noqa: UP006
+        dilation: List[int],  # noqa: UP006
+    ) -> Tensor:
+        """What TorchScript compiles of a call: the operator alone, on images."""
+        if self.activates:
+            return torch.ops.convt.conv_transpose2d_act(
+                input,
+                weight,
+                self.bias,
+                stride,
+                padding,
+                output_padding,
+                self.groups,
+                dilation,
+                activation=self.activation,
+                params=self.params,
+            )
+        return torch.ops.convt.conv_transpose2d(
+            input, weight, self.bias, stride, padding, output_padding, self.groups, dilation
+        )
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -84,22 +123,7 @@ class ConvTranspose2d(_Activated, torch.nn.ConvTranspose2d):
             self.dilation,  # type: ignore[arg-type]
         )
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if self.activates:
-                return torch.ops.convt.conv_transpose2d_act(
-                    input,
-                    self.weight,
-                    self.bias,
-                    self.stride,
-                    self.padding,
-                    output_padding,
-                    self.groups,
-                    self.dilation,
-                    activation=self.activation,
-                    params=self.params,
-                )
-            return torch.ops.convt.conv_transpose2d(
-                input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-            )
+            return self._operate(input, self.weight, self.stride, self.padding, output_padding, self.dilation)  # type: ignore[arg-type]
         return self._call(conv_transpose2d, conv_transpose2d_act, input, output_padding)
 
 
@@ -137,27 +161,12 @@ class ConvTranspose1d(_Activated, torch.nn.ConvTranspose1d):
         )
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             # Images one pixel high.
-            if self.activates:
-                return torch.ops.convt.conv_transpose2d_act(
-                    input.unsqueeze(-2),
-                    self.weight.unsqueeze(-2),
-                    self.bias,
-                    [1, self.stride[0]],
-                    [0, self.padding[0]],
-                    [0, output_padding[0]],
-                    self.groups,
-                    [1, self.dilation[0]],
-                    activation=self.activation,
-                    params=self.params,
-                ).squeeze(-2)
-            return torch.ops.convt.conv_transpose2d(
+            return self._operate(
                 input.unsqueeze(-2),
                 self.weight.unsqueeze(-2),
-                self.bias,
                 [1, self.stride[0]],
-                [0, self.padding[0]],
+                [0, self.padding[0]],  # type: ignore[list-item]
                 [0, output_padding[0]],
-                self.groups,
                 [1, self.dilation[0]],
             ).squeeze(-2)
         return self._call(conv_transpose1d, conv_transpose1d_act, input, output_padding)
