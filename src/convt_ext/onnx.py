@@ -98,19 +98,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         "hardswish": op.HardSwish,
     }
 
-    def conv_transpose2d_act(
-        input: Any,
-        weight: Any,
-        bias: Any = None,
-        stride: Sequence[int] = (1,),
-        padding: Sequence[int] = (0,),
-        output_padding: Sequence[int] = (0,),
-        groups: int = 1,
-        dilation: Sequence[int] = (1,),
-        activation: str = "none",
-        params: Sequence[float] = (),
-    ) -> Any:
-        output = conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    def conv_transpose2d_act(*arguments: Any, activation: str = "none", params: Sequence[float] = ()) -> Any:
+        output = conv_transpose2d(*arguments)
         parsed = parse(activation, params)
         output = activations[activation](output, *parsed.numbers)
         if parsed.scale != 1:
