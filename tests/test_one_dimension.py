@@ -82,6 +82,8 @@ def test_ints_in_sequences() -> None:
     x, w = torch.randn(1, 4, 9), torch.randn(4, 2, 3)
     expected = convt_ext.conv_transpose1d(x, w, None, 2, 1, 1, 2, 2)
     assert torch.equal(convt_ext.conv_transpose1d(x, w, None, [2], (1,), [1], 2, [2]), expected)
+    two = torch.tensor(2)  # as numpy's integers, an int by its __index__
+    assert torch.equal(convt_ext.conv_transpose1d(x, w, None, two, 1, 1, 2, [two]), expected)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,8 @@ def test_ints_in_sequences() -> None:
         ),
         ({"weight": torch.zeros(4, 2)}, r"weight must be 3-D \[Cin, Cout/groups, K\], got shape \[4, 2\]"),
         ({"stride": (2, 2)}, r"stride must be an int or hold 1 int, got \[2, 2\]"),
+        ({"stride": 1.5}, r"stride must be an int or hold 1 int, got 1\.5"),
+        ({"stride": [None]}, r"stride must be an int or hold 1 int, got \[None\]"),
         ({"stride": 0}, r"stride must be positive, got \[1, 0\]"),
         ({"padding": []}, r"padding must be an int or hold 1 int, got \[\]"),
         ({"dilation": -1}, r"dilation must be positive, got \[1, -1\]"),

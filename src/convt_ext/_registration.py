@@ -139,9 +139,9 @@ class _Function(torch.autograd.function._SingleLevelFunction):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         dx, dweight, dbias = tangents[2:5]
         # Without this level's own tangents, and with those of the levels around it.
-        x, weight, bias = (
-            None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors
-        )
+        x, weight, bias = ctx.saved_tensors
+        x, weight = forward_ad.unpack_dual(x).primal, forward_ad.unpack_dual(weight).primal
+        bias = None if bias is None else forward_ad.unpack_dual(bias).primal
         with forward_ad._set_fwd_grad_enabled(True):
             # The convolution is linear in the input, in the weight and in the bias.
             terms = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -111,11 +112,14 @@ def conv_transpose2d_act(
 
 def _one(name: str, value: int | Sequence[int]) -> int:
     """Returns the int that `value` stands for along the only axis."""
-    if isinstance(value, int):
-        return value
-    if len(value) != 1:
-        raise RuntimeError(f"convt_ext.conv_transpose1d: {name} must be an int or hold 1 int, got {list(value)}")
-    return value[0]
+    given = list(value) if isinstance(value, Sequence) else [value]
+    if len(given) != 1:
+        raise RuntimeError(f"convt_ext.conv_transpose1d: {name} must be an int or hold 1 int, got {given}")
+    if isinstance(given[0], int | torch.SymInt):
+        return given[0]
+    if not hasattr(given[0], "__index__"):  # which numpy's integers have
+        raise RuntimeError(f"convt_ext.conv_transpose1d: {name} must be an int or hold 1 int, got {value}")
+    return index(given[0])
 
 
 def conv_transpose1d(
