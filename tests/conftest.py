@@ -30,9 +30,15 @@ def _clean_switches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _ieee_float32() -> Iterator[None]:
-    """float32 is IEEE in this process, torch's own included; a test that wants TF32 says so."""
+    """float32 is IEEE in this process, torch's own included; a test that wants TF32 says so.
+
+    Nor does one test get the flags that a benchmark has set in another.
+    """
+    backends = torch.backends
+    before = backends.cudnn.benchmark, backends.cuda.matmul.allow_tf32
     with tf32_allowed(False):
         yield
+    backends.cudnn.benchmark, backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])

@@ -619,8 +619,14 @@ def test_sweeps_are_complete_with_the_last_row_of_the_table(tmp_path: Path) -> N
         assert ("A partial run" in file.with_suffix(".md").read_text()) != complete
 
 
+def committed(pattern: str) -> list[Path]:
+    files = list((Path(run.__file__).parent / "results").glob(pattern))
+    assert files
+    return files
+
+
 def test_committed_sweeps_are_rendered_from_their_numbers() -> None:
-    for file in (Path(sweep.__file__).parent / "results").glob("*-sweep.json"):
+    for file in committed("*-sweep.json"):
         values = json.loads(file.read_text())
         rows = [sweep.SweepRow(**row) for row in values["rows"]]
         assert file.with_suffix(".md").read_text() == sweep.markdown(rows, values["meta"])
@@ -681,7 +687,7 @@ def test_models_need_a_gpu_or_a_dry_run(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_committed_models_are_rendered_from_their_numbers() -> None:
-    for file in (Path(models.__file__).parent / "results").glob("*-models.json"):
+    for file in committed("*-models.json"):
         values = json.loads(file.read_text())
         rows = [models.ModelRow(**row) for row in values["rows"]]
         assert file.with_suffix(".md").read_text() == models.markdown(rows, values["meta"])
@@ -719,7 +725,7 @@ def test_blocks_use_the_operator(name: str) -> None:
 
 
 def test_committed_blocks_are_rendered_from_their_numbers() -> None:
-    for file in (Path(blocks.__file__).parent / "results").glob("*-blocks.json"):
+    for file in committed("*-blocks.json"):
         values = json.loads(file.read_text())
         rows = [models.ModelRow(**row) for row in values["rows"]]
         assert file.with_suffix(".md").read_text() == blocks.markdown(rows, values["meta"])
