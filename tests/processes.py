@@ -21,6 +21,7 @@ def run(
         env={name: value for name, value in variables.items() if value is not None},
         capture_output=True,
         text=True,
+        timeout=900,  # the longest compile for a minute or two
     )
     assert not check or result.returncode == 0, f"{command[0]} exited with {result.returncode}:\n{result.stderr}"
     return result
