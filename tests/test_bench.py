@@ -302,6 +302,7 @@ MODEL = "--model test_bench:"
         ("--input 1,4,5,5 --out-channels 4 --kernel 3 --dtype fp8", "--dtype: invalid choice: 'fp8'"),
         ("--input 1,4,5,5 --out-channels 4 --kernel 3 --budget-ms 0", "got '0', expected a positive number"),
         ("--input 1,4,5,5 --out-channels 4 --kernel 3 --json nowhere/x.json", "--json: there is no folder"),
+        ("--input 1,4,5,5 --out-channels 4 --kernel 3 --json .", "--json: . is a folder, expected the name of a file"),
         ("--input 1,4,5,5 --out-channels 4 --kernel 3 --plot x.gif", "expected a name that ends in .png, .svg, .pdf"),
         (f"{MODEL}Net --kernel 3 --bias", "--kernel, --bias: a --model says this by itself"),
         (f"{MODEL}Net", "test_bench:Net returns no input for the model: give its sizes with --input"),

@@ -416,9 +416,11 @@ def _check_files(options: argparse.Namespace) -> None:
         path: Path | None = getattr(options, name)
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"--{name}: there is no folder {path.absolute().parent}")
+        if path is not None and path.is_dir():
+            raise ValueError(f"--{name}: {path} is a folder, expected the name of a file")
     if options.plot is None:
         return
-    if options.plot.suffix not in PLOT_FORMATS:
+    if options.plot.suffix.lower() not in PLOT_FORMATS:
         raise ValueError(f"--plot: got {options.plot}, expected a name that ends in {', '.join(PLOT_FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib, or convt_ext[plot]")
