@@ -47,4 +47,23 @@ __device__ inline void activate_values(const ActivationParams<float>& p, Activat
   *place = values;
 }
 
+// Applies it to `bytes` of values that lie side by side; `thread` is one of kThreads that call it.
+template <int kThreads, typename T>
+__device__ inline void activate_bytes(const ActivationParams<float>& p, T* begin, int bytes, int thread) {
+  auto* const values = reinterpret_cast<ActivatedValues<T>*>(begin);
+  const int count = bytes / static_cast<int>(sizeof(*values));
+#pragma unroll 1
+  for (int i = thread; i < count; i += kThreads) activate_values<1>(p, values + i);
+}
+
+// Calls `visit` with a number below kCount as a constant: registers cannot be counted otherwise. In a loop
+// over the numbers that is not unrolled, what comes after it stands once.
+template <int kCount, typename Visit>
+__device__ inline void with_constant(int number, const Visit& visit) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i == number) visit(i);
+  }
+}
+
 }  // namespace convt

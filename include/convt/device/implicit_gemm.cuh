@@ -408,25 +408,12 @@ __device__ inline void add_bias(const float (&bias)[2], Sums<kColumns>& sums) {
   }
 }
 
-// Calls `visit` with a number below kCount as a constant: registers cannot be counted otherwise. In a loop
-// over the numbers that is not unrolled, what comes after it stands once.
-template <int kCount, typename Visit>
-__device__ inline void with_constant(int number, const Visit& visit) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    if (i == number) visit(i);
-  }
-}
-
 // Applies the activation to `bytes` of what has been laid out, and to what lies between lines, which nobody
 // reads; `thread` is one of kThreads that call it.
 template <int kThreads, typename T>
 __device__ inline void activate_lines(const Params<T>& p, unsigned lines, int bytes, int thread) {
-  auto* const values =
-      reinterpret_cast<ActivatedValues<T>*>(__cvta_shared_to_generic(static_cast<size_t>(lines)));
-#pragma unroll 1
-  for (int i = thread; i < bytes / static_cast<int>(sizeof(ActivatedValues<T>)); i += kThreads)
-    activate_values<1>(p.activation, values + i);
+  auto* const values = static_cast<T*>(__cvta_shared_to_generic(static_cast<size_t>(lines)));
+  activate_bytes<kThreads>(p.activation, values, bytes, thread);
 }
 
 // NHWC: a line is the warpgroup's output channels at a place.

@@ -379,10 +379,7 @@ __device__ inline void write_lines(const Params<T>& p, const Tile& tile, const O
 template <typename T>
 __device__ inline void activate_lines(const Params<T>& p, const Output<T>& out) {
   const int lane = afresh(static_cast<int>(threadIdx.x)) % 32;
-  auto* const values = reinterpret_cast<ActivatedValues<T>*>(out.lines);
-  const int count = p.shared.output_bytes / static_cast<int>(sizeof(*values));
-#pragma unroll 1
-  for (int i = lane; i < count; i += 32) activate_values<1>(p.activation, values + i);
+  activate_bytes<32>(p.activation, out.lines, p.shared.output_bytes, lane);
 }
 
 // Stores a warp's sums; all lanes call it.

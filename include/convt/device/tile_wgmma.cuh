@@ -727,20 +727,16 @@ __device__ inline void activate_unit(const WgmmaParams<T>& p, UnitSums<Config>& 
   }
 #pragma unroll 1
   for (int part = 0; part < kParts; ++part) {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      if (i != part) continue;
+    with_constant<kParts>(part, [&](int i) {
 #pragma unroll
       for (int j = 0; j < kSlice / 8; ++j) {
         const float (&c)[4] = sums[i / Config::kRowTiles][i % Config::kRowTiles][j];
         own[32 * j] = {narrow<T>(c[0]), narrow<T>(c[1]), narrow<T>(c[2]), narrow<T>(c[3])};
       }
-    }
+    });
 #pragma unroll 1
     for (int j = 0; j < kSlice / 8; ++j) activate_values<4>(p.activation, own + 32 * j);
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      if (i != part) continue;
+    with_constant<kParts>(part, [&](int i) {
 #pragma unroll
       for (int j = 0; j < kSlice / 8; ++j) {
         const ActivatedValues<T> values = own[32 * j];
@@ -748,7 +744,7 @@ __device__ inline void activate_unit(const WgmmaParams<T>& p, UnitSums<Config>& 
         for (int k = 0; k < 4; ++k)
           sums[i / Config::kRowTiles][i % Config::kRowTiles][j][k] = widen(values.of[k]);
       }
-    }
+    });
   }
 }
 
