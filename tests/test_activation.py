@@ -32,6 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import convt_ext
+from convt_ext import _activation
 
 OP = torch.ops.convt.conv_transpose2d_act
 SCHEMA = (
@@ -404,6 +405,23 @@ def test_vmap_and_per_sample_gradients(case: Case, device: str) -> None:
         for function in (fused, unfused)
     )
     torch.testing.assert_close(ours, theirs)
+
+
+class OtherTensor(Tensor):
+    """As DTensor, a class for which not all of aten's derivatives will do."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", PLAIN, ids=str)
+def test_derivatives_of_other_classes(case: Case, dtype: torch.dtype) -> None:
+    parsed = _activation.parse(case.activation, case.params)
+    x = torch.tensor([-90.0, -3.5, -3, -1, -1e-3, 0, 1e-3, 0.5, 1, 2.5, 3, 4, 90, float("nan")], dtype=dtype)
+    grad = torch.linspace(-2, 3, len(x), dtype=dtype)
+    with torch.no_grad():
+        expected = parsed.derivative(grad, x)
+        actual = parsed.derivative(grad.as_subclass(OtherTensor), x.as_subclass(OtherTensor))
+    assert type(actual) is OtherTensor
+    torch.testing.assert_close(actual.as_subclass(Tensor), expected, equal_nan=True)
 
 
 def test_forward_keeps_the_inputs_only(device: str) -> None:

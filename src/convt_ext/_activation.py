@@ -28,13 +28,13 @@ class Kind:
     defaults: tuple[float, ...] | None = ()  # None: they must be given
 
 
-def _in_float32(formula: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def _in_float32(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A formula of several operators, rounded once."""
 
-    def rounded(grad: Tensor, x: Tensor) -> Tensor:
+    def rounded(grad: Tensor, x: Tensor, *numbers: float) -> Tensor:
         if x.dtype in (torch.float16, torch.bfloat16):
-            return formula(grad.float(), x.float()).to(x.dtype)
-        return formula(grad, x)
+            return formula(grad.float(), x.float(), *numbers).to(x.dtype)
+        return formula(grad, x, *numbers)
 
     return rounded
 
@@ -48,15 +48,39 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * sigmoid * (1 + x * (1 - sigmoid))
 
 
+# For some of aten's own DTensor has no rule, in some versions of torch: derivatives of a class of tensors other than
+# torch's are written in operators that all have one for. Those of mish need no derivative then.
 @_in_float32
 def _mish_backward(grad: Tensor, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        tanh = nn.functional.softplus(x).tanh()
+    elif type(x) is Tensor:
         return _aten.mish_backward(grad, x)
-    tanh = nn.functional.softplus(x).tanh()
+    else:
+        tanh = (x.relu() + x.abs().neg().exp().log1p()).tanh()
     return grad * (tanh + x * x.sigmoid() * (1 - tanh * tanh))
 
 
-# DTensor has no rule for aten's own of the next three.
+def _leaky_relu_backward(grad: Tensor, x: Tensor, slope: float) -> Tensor:
+    if type(x) is Tensor:
+        return _aten.leaky_relu_backward(grad, x, slope, False)
+    positive = x > 0
+    return grad.masked_fill(~positive, 0) + grad.masked_fill(positive, 0) * slope
+
+
+def _elu_backward(grad: Tensor, x: Tensor, alpha: float) -> Tensor:
+    if type(x) is Tensor:
+        return _aten.elu_backward(grad, alpha, 1, 1, False, x)
+    return _elu_formula(grad, x, alpha)
+
+
+@_in_float32
+def _elu_formula(grad: Tensor, x: Tensor, alpha: float) -> Tensor:
+    curved = x <= 0
+    return grad.masked_fill(curved, 0) + grad.masked_fill(~curved, 0) * alpha * x.masked_fill(~curved, 0).exp()
+
+
+# DTensor has no rule for aten's own of the next three in any version.
 @_in_float32
 def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
     slope = (x / 3 + 0.5).masked_fill(x <= -3, 0).masked_fill(x >= 3, 1)
@@ -76,10 +100,8 @@ _RANGE = ("min_val", "max_val")
 KINDS = {
     "none": Kind(None),
     "relu": Kind(lambda grad, x: _aten.threshold_backward(grad, x, 0)),
-    "leaky_relu": Kind(
-        lambda grad, x, slope: _aten.leaky_relu_backward(grad, x, slope, False), ("negative_slope",), (0.01,)
-    ),
-    "elu": Kind(lambda grad, x, alpha: _aten.elu_backward(grad, alpha, 1, 1, False, x), ("alpha",), (1.0,)),
+    "leaky_relu": Kind(_leaky_relu_backward, ("negative_slope",), (0.01,)),
+    "elu": Kind(_elu_backward, ("alpha",), (1.0,)),
     "silu": Kind(_silu_backward),
     "gelu": Kind(lambda grad, x: _aten.gelu_backward(grad, x)),
     "gelu_tanh": Kind(lambda grad, x: _aten.gelu_backward(grad, x, approximate="tanh")),
