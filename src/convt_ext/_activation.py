@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ._shapes import require
 
 _aten = torch.ops.aten
+# Whether torch.clamp has no gradient there.
+_CLAMP_STOPS_AT_LIMITS: bool = torch.__version__ >= (2, 14)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,14 @@ def _hardswish_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad * slope
 
 
-# The two differ at the limits and for NaN.
+# The two differ for NaN and, in some versions of torch, at the limits.
 def _hardtanh_backward(grad: Tensor, x: Tensor, least: float, largest: float) -> Tensor:
     return grad.masked_fill((x <= least) | (x >= largest), 0)
 
 
 def _clamp_backward(grad: Tensor, x: Tensor, least: float, largest: float) -> Tensor:
-    return grad.masked_fill(~((x >= least) & (x <= largest)), 0)
+    passes = (x > least) & (x < largest) if _CLAMP_STOPS_AT_LIMITS else (x >= least) & (x <= largest)
+    return grad.masked_fill(~passes, 0)
 
 
 _RANGE = ("min_val", "max_val")
