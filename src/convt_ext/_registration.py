@@ -176,22 +176,24 @@ def _register_autograd(operator: Any) -> None:
     # its bookkeeping costs a call that needs no gradient several microseconds.
     def kernel(keyset: Any, *args: Any, **keywords: Any) -> Tensor:
         keys = keyset & torch._C._after_autograd_keyset
-        reverse, forward = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
-
-        def below(*args: Any) -> Tensor:
+        reverse = torch.is_grad_enabled()
+        needs_gradient = reverse and torch._C._any_requires_grad(*args)
+        if not needs_gradient and forward_ad._current_level < 0:
             with torch._C._AutoDispatchBelowAutograd():
                 return operator.redispatch(keys, *args, **keywords)
+        forward = torch._C._is_fwd_grad_enabled()
 
-        def below_and_around(*args: Any) -> Tensor:
+        def below(*args: Any) -> Tensor:
             # The function has turned both modes off, for all levels of torch.func's transforms: not for those around.
-            with torch.set_grad_enabled(reverse), forward_ad._set_fwd_grad_enabled(forward):
-                return below(*args)
+            with (
+                torch.set_grad_enabled(reverse),
+                forward_ad._set_fwd_grad_enabled(forward),
+                torch._C._AutoDispatchBelowAutograd(),
+            ):
+                return operator.redispatch(keys, *args, **keywords)
 
-        needs_gradient = reverse and torch._C._any_requires_grad(*args)
-        if needs_gradient or forward_ad._current_level >= 0:
-            with enable_single_level_autograd_function():
-                return _Function.apply(below_and_around, keywords, *_complete(args))  # type: ignore[attr-defined]
-        return below(*args)
+        with enable_single_level_autograd_function():
+            return _Function.apply(below, keywords, *_complete(args))  # type: ignore[attr-defined]
 
     _library.impl(operator, kernel, "Autograd", with_keyset=True)
 
