@@ -202,17 +202,9 @@ def conv_transpose1d_act(
     return conv_transpose2d_act(*images, activation=activation, params=params).squeeze(-2)
 
 
-def _as_images(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    output_padding: int | Sequence[int],
-    groups: int,
-    dilation: int | Sequence[int],
-) -> tuple[Any, ...]:
+def _as_images(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> tuple[Any, ...]:
     """The arguments in two dimensions of a call in one: images one pixel high."""
+    stride, padding, output_padding, groups, dilation = geometry
     for name, tensor, ranks, shape in (
         ("input", input, (2, 3), "2-D [Cin, L] or 3-D [N, Cin, L]"),
         ("weight", weight, (3,), "3-D [Cin, Cout/groups, K]"),
