@@ -686,11 +686,12 @@ def test_models_need_a_gpu_or_a_dry_run(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "--device cpu" in capsys.readouterr().err
 
 
-def test_committed_models_are_rendered_from_their_numbers() -> None:
-    for file in committed("*-models.json"):
+@pytest.mark.parametrize("program", [models, blocks], ids=["models", "blocks"])
+def test_committed_models_and_blocks_are_rendered_from_their_numbers(program: Any) -> None:
+    for file in committed(f"*-{program.__name__.rpartition('.')[2]}.json"):
         values = json.loads(file.read_text())
         rows = [models.ModelRow(**row) for row in values["rows"]]
-        assert file.with_suffix(".md").read_text() == models.markdown(rows, values["meta"])
+        assert file.with_suffix(".md").read_text() == program.markdown(rows, values["meta"])
         for row in rows:
             # Converting a model does not make it less accurate.
             assert row.error["converted"] <= 1.25 * row.error["eager"], row
@@ -722,12 +723,3 @@ def test_blocks_use_the_operator(name: str) -> None:
     assert isinstance(layer, convt_ext.ConvTranspose2d)
     assert layer.activates == block.fuses
     assert not any(isinstance(module, convt_ext.ConvTranspose2d) for module in model.modules())
-
-
-def test_committed_blocks_are_rendered_from_their_numbers() -> None:
-    for file in committed("*-blocks.json"):
-        values = json.loads(file.read_text())
-        rows = [models.ModelRow(**row) for row in values["rows"]]
-        assert file.with_suffix(".md").read_text() == blocks.markdown(rows, values["meta"])
-        for row in rows:
-            assert row.error["converted"] <= 1.25 * row.error["eager"], row
