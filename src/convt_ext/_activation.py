@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ._shapes import require
 
 _aten = torch.ops.aten
-# Whether torch.clamp has no gradient there.
+# Whether the gradient of torch.clamp is zero at its limits.
 _CLAMP_STOPS_AT_LIMITS: bool = torch.__version__ >= (2, 14)  # type: ignore[operator]
 
 
