@@ -636,10 +636,8 @@ constexpr TensorCorePaths kTileMmaPaths = {launch_tile_mma_fp16, launch_tile_mma
                                            launch_tile_mma_ieee};
 constexpr TensorCorePaths kTileWgmmaPaths = {launch_tile_wgmma_fp16, launch_tile_wgmma_bf16,
                                              launch_tile_wgmma_tf32, launch_tile_wgmma_ieee};
-
 constexpr TensorCorePaths kImplicitGemmPaths = {launch_implicit_gemm_fp16, launch_implicit_gemm_bf16,
-                                                launch_implicit_gemm_tf32,
-                                                decltype(&launch_implicit_gemm_tf32){nullptr}};
+                                                launch_implicit_gemm_tf32, launch_implicit_gemm_ieee};
 
 // Packs the weight, then multiplies.
 template <typename Launch, typename Launcher>

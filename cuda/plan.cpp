@@ -497,7 +497,7 @@ std::string describe(const Plan& plan) {
          << " turns=" << (t.turns_input ? "input" : "") << (t.turns_weight ? "+weight" : "")
          << " stores=" << t.store_elements << " workspace=" << t.workspace_bytes
          << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
-    if (t.element_size == 4) line << " precision=tf32";
+    if (t.element_size == 4) line << " precision=" << (t.parts == 1 ? "tf32" : "ieee");
   }
   return line.str();
 }

@@ -22,6 +22,7 @@ struct Search {
   const DeviceLimits& device;
   const ImplicitGemmVisitor& visit;
   const int64_t size = element_size(problem.dtype);
+  const int parts = operand_parts(problem);
 
   // Whether a tensor map can have this distance between the neighbours of a dimension, which must not
   // overlap: each holds `least` elements.
@@ -32,7 +33,7 @@ struct Search {
   // Whether channels (or, of blocks, columns) lie side by side and the others at distances that maps have.
   bool reads_lines() const {
     const ActivationStrides& in = problem.input_stride;
-    return is_aligned(problem.input) && (in.c == 1 || problem.cin() == 1) &&
+    return parts == 1 && is_aligned(problem.input) && (in.c == 1 || problem.cin() == 1) &&
            is_pitch(problem.w.input, in.w, problem.cin()) && is_pitch(problem.h.input, in.h, problem.cin()) &&
            is_pitch(problem.batch, in.n, problem.cin()) &&
            is_pitch(problem.groups, problem.cin_per_group, problem.cin_per_group);
@@ -68,10 +69,11 @@ struct Search {
                               (t.phases_together == 1 ? most_taps(t.phases_w) : kernel_w);
     const double steps = std::max(most_steps, rounds * all_steps / static_cast<double>(t.phases()));
     const double loads =
-        static_cast<double>(kImplicitGemmLine) * (sizes.rows + 1.0 * sizes.pixels / t.cluster_rows);
+        static_cast<double>(kImplicitGemmLine * parts) * (sizes.rows + 1.0 * sizes.pixels / t.cluster_rows);
     // Blocks of a cluster wait for each other, which a shared weight does not make up for.
     const double waits = t.cluster() == 1 ? 1 : 1.05;
-    const double tensor = (size == 2 ? 0.0185 : 0.018) * sizes.rows * sizes.pixels * waits;
+    const double products = size == 2 ? 0.0185 : parts == 1 ? 0.018 : 0.054;  // of a step
+    const double tensor = products * sizes.rows * sizes.pixels * waits;
     const double bytes = static_cast<double>(size) * sizes.rows * sizes.pixels * t.phases_together;
     const double output = static_cast<double>(size) * static_cast<double>(problem.output_elements());
     double store = 0.055;  // of a byte
@@ -92,8 +94,10 @@ struct Search {
     const double weight = static_cast<double>(size) * static_cast<double>(problem.cin()) *
                           static_cast<double>(problem.cout_per_group) *
                           static_cast<double>(problem.h.kernel) * kernel_w;
-    const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) + (t.turns_input ? 0.0013 * input : 0) +
-                        (t.turns_weight ? 0.0015 * weight : 0);
+    const double moved = (1 + parts) / 2.0;  // read once, written for each part
+    const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) +
+                        (t.turns_input ? 0.0013 * moved * input : 0) +
+                        (t.turns_weight ? 0.0015 * moved * weight : 0);
     return 7000 + turn +
            std::max(steps * (tensor + 0.016 * loads) + rounds * (1300 + store * bytes),
                     0.00057 * (input + output));
@@ -101,6 +105,8 @@ struct Search {
 
   void consider(ImplicitGemmLaunch launch) const {
     const ImplicitGemmConfig& sizes = launch.sizes();
+    // The sums of split operands are there twice.
+    if (parts * sizes.columns() > 256) return;
     launch.stages = kImplicitGemmMaxStages;
     ImplicitGemmShared shared = implicit_gemm_shared(launch);
     while (shared.bytes > static_cast<size_t>(device.shared_bytes_per_block)) {
@@ -172,10 +178,14 @@ struct Search {
                                (problem.batch == 1 || in.n == problem.h.input * problem.w.input * in.w));
     const int64_t plane = problem.h.input * problem.w.input;
     const double all = static_cast<double>(problem.batch) * static_cast<double>(plane);
-    if (launch.flat && (!dense || all >= static_cast<double>(kMaxCoordinate))) return;
+    // Second parts are further images of a tensor map, or pixels of one.
+    if ((launch.flat ? all : static_cast<double>(problem.batch)) * parts >=
+            static_cast<double>(kMaxCoordinate) ||
+        (launch.flat && !dense))
+      return;
     if (launch.turns_input) {
       launch.padded_cin = ceil_div(problem.cin_per_group, kAlignment / size) * (kAlignment / size);
-      const double bytes = all * static_cast<double>(problem.groups * launch.padded_cin * size);
+      const double bytes = all * static_cast<double>(problem.groups * launch.padded_cin * size * parts);
       // turn_operands counts an image's pixels, and blocks of at most 64 x 64 elements, in 32 bits.
       const double turned_blocks = static_cast<double>(problem.batch * problem.groups) *
                                    static_cast<double>(ceil_div(plane, 64) * ceil_div(launch.padded_cin, 64));
@@ -236,7 +246,7 @@ struct Search {
     if (launch.turns_weight) {
       launch.padded_cin = ceil_div(problem.cin_per_group, vector) * vector;
       launch.padded_cout = ceil_div(problem.cout_per_group, vector) * vector;
-      const double elements = static_cast<double>(taps) * static_cast<double>(problem.groups) *
+      const double elements = static_cast<double>(taps) * static_cast<double>(problem.groups * parts) *
                               static_cast<double>(size == 4 ? launch.padded_cin * problem.cout_per_group
                                                             : problem.cin_per_group * launch.padded_cout);
       if (elements >= static_cast<double>(kMaxCoordinate)) return;
@@ -248,6 +258,7 @@ struct Search {
   void run() {
     ImplicitGemmLaunch launch;
     launch.element_size = static_cast<int>(size);
+    launch.parts = parts;
     launch.phases_h = narrow_phases(problem.h);
     launch.phases_w = narrow_phases(problem.w);
     launch.groups = problem.groups;
@@ -273,7 +284,6 @@ struct Search {
 const char* implicit_gemm_obstacle(const Problem& p, const DeviceLimits& device) {
   const char* const obstacle = tensor_core_obstacle(p, device);
   if (obstacle != nullptr) return obstacle;
-  if (operand_parts(p) > 1) return "it has no path for IEEE float32";
   if (!device.has_wgmma) return "it needs compute capability 9.0 and a build for 9.0a";
   return nullptr;
 }

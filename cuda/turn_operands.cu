@@ -1,19 +1,21 @@
 // turn_operands: lays out the operands of implicit_gemm as tensor maps read them, where they do not lie so.
 //
 //   input    [image][pixel][group][channel], channels padded to 16 bytes
-//   weight   [group][tap][channel][output channel], output channels padded to 16 bytes; of TF32
+//   weight   [group][tap][channel][output channel], output channels padded to 16 bytes; of float32
 //            [group][tap][output channel][channel], channels padded
 //
 // Both are batches of matrices to be transposed: what is to lie side by side are `rows`, what mostly does are
-// `cols`. One launch does both operands.
+// `cols`. One launch does both operands. float32 is rounded to TF32 on the way, as tensor copies would make
+// infinities of the largest numbers; of IEEE float32 it is split into two such numbers, and all second parts
+// follow all first ones.
 //
 // Mapping: a block takes a tile of 4096 elements of one matrix: 64 columns or, where there are fewer, more
 // rows. It copies pieces of rows to shared memory, as wide as their alignment allows, turns them there
-// (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix), and writes columns in 16 bytes. float32 is
-// rounded to TF32 on the way: tensor copies would make infinities of the largest numbers.
+// (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix), and writes columns in 16 bytes. Rows of
+// float32 that lie side by side already (channels_last) do not pass through shared memory.
 
 #include <algorithm>
-#include <initializer_list>
+#include <iterator>
 
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
@@ -33,11 +35,13 @@ struct Matrices {
   void* to;
   int64_t row_from, col_h_from, col_w_from, col_to;
   int64_t batch_from[2], batch_to[2];
+  int64_t part_to;                                // between the first parts and the second
   Divisor<int> col_w, batches, tiles_r, tiles_c;  // batches of the second kind
   int rows, padded_rows, cols;
   int log2_width;  // columns of a tile
-  int copy_bytes;  // of neighbouring columns
-  int tiles;       // of all batches
+  int copy_bytes;  // of neighbouring columns or, where rows lie side by side, of rows
+  bool rows_side_by_side;
+  int tiles;  // of all batches
 };
 
 struct TurnParams {
@@ -103,7 +107,16 @@ __device__ inline void turn_blocks(const Matrices& m, const unsigned short* tile
   }
 }
 
-template <typename T>
+// Writes four rows of a column, rounded or split.
+template <int kParts>
+__device__ inline void store_parts(const Matrices& m, unsigned* to, const uint4& x) {
+  uint4 parts[kParts];
+  split_tf32(x, parts);
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) *reinterpret_cast<uint4*>(to + part * m.part_to) = parts[part];
+}
+
+template <int kParts, typename T>
 __device__ inline void store_tile(const Matrices& m, T* to, int first_row, int first_col, const T* tile,
                                   const T* turned) {
   constexpr int kVector = 16 / sizeof(T), kPadding = Tile<sizeof(T)>::kPadding;
@@ -114,22 +127,51 @@ __device__ inline void store_tile(const Matrices& m, T* to, int first_row, int f
     const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
     const int row = n & ((1 << log2_height) - 1), col = n >> log2_height;
     if (first_row + row >= m.padded_rows || first_col + col >= m.cols) continue;
-    uint4 x;
+    T* const column = to + (first_col + col) * m.col_to + first_row + row;
     if constexpr (sizeof(T) == 2) {
-      x = load_words(shared_address(turned + col * turned_pitch + row));
+      *reinterpret_cast<uint4*>(column) = load_words(shared_address(turned + col * turned_pitch + row));
     } else {
       const T* const at = tile + row * pitch + col;
-      uint4 rounded[1];
-      split_tf32(make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]), rounded);
-      x = rounded[0];
+      store_parts<kParts>(m, column, make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]));
     }
-    *reinterpret_cast<uint4*>(to + (first_col + col) * m.col_to + first_row + row) = x;
+  }
+}
+
+// The same of rows that lie side by side, straight from the operand.
+template <int kBytes, int kParts>
+__device__ inline void round_tile(const Matrices& m, const unsigned* from, unsigned* to, int first_row,
+                                  int first_col) {
+  constexpr int kVector = kBytes / 4;
+  const int log2_height = kLog2Tile - m.log2_width;
+#pragma unroll
+  for (int i = 0; i < kTile / 4 / kThreads; ++i) {
+    const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * 4;
+    const int row = first_row + (n & ((1 << log2_height) - 1)), col = first_col + (n >> log2_height);
+    if (row >= m.padded_rows || col >= m.cols) continue;
+    const auto place = m.col_w.divide(col);
+    const unsigned* const source =
+        from + place.quotient * m.col_h_from + place.remainder * m.col_w_from + row;
+    unsigned x[4] = {};
+#pragma unroll
+    for (int j = 0; j < 4; j += kVector) {
+      if (row + j >= m.rows) continue;
+      if constexpr (kVector == 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(source);
+        x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+      } else if constexpr (kVector == 2) {
+        const uint2 two = *reinterpret_cast<const uint2*>(source + j);
+        x[j] = two.x, x[j + 1] = two.y;
+      } else {
+        x[j] = source[j];
+      }
+    }
+    store_parts<kParts>(m, to + col * m.col_to + row, make_uint4(x[0], x[1], x[2], x[3]));
   }
 }
 
 #endif
 
-template <typename T>
+template <typename T, int kParts>
 __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ TurnParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   __shared__ __align__(16) T tile[Tile<sizeof(T)>::kElements + Tile<sizeof(T)>::kTurned];
@@ -148,6 +190,14 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
                         by_batch.remainder * m.batch_from[1];
   T* const to =
       static_cast<T*>(m.to) + by_batch.quotient * m.batch_to[0] + by_batch.remainder * m.batch_to[1];
+  if constexpr (sizeof(T) == 4) {
+    if (m.rows_side_by_side) {
+      with_width_from<4>(m.copy_bytes, [&](auto width) {
+        round_tile<decltype(width)::value, kParts>(m, from, to, first_row, first_col);
+      });
+      return;
+    }
+  }
   if constexpr (Tile<sizeof(T)>::kMostCopyBytes == sizeof(T)) {
     load_tile<sizeof(T)>(m, from, first_row, first_col, tile);
   } else {
@@ -161,7 +211,7 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
     turn_blocks(m, tile, turned);
     __syncthreads();
   }
-  store_tile(m, to, first_row, first_col, tile, turned);
+  store_tile<kParts>(m, to, first_row, first_col, tile, turned);
 #endif
 }
 
@@ -176,20 +226,24 @@ void divide(Matrices& m, int64_t batches) {
   m.tiles_c = (m.cols + width - 1) / width;
   m.tiles = static_cast<int>(batches * m.tiles_r * m.tiles_c);
   m.copy_bytes = sizeof(T);
+  m.rows_side_by_side = sizeof(T) == 4 && (m.row_from == 1 || m.rows == 1);
   const bool side_by_side = m.col_w_from == 1 && (m.cols == m.col_w || m.col_h_from == m.col_w);
-  if (!side_by_side) return;
-  for (int bytes = Tile::kMostCopyBytes; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
+  if (!m.rows_side_by_side && !side_by_side) return;
+  const int64_t numbers[] = {m.rows_side_by_side ? m.rows : m.cols,
+                             m.rows_side_by_side ? m.col_w_from : m.row_from,
+                             m.rows_side_by_side ? m.col_h_from : 0, m.batch_from[0], m.batch_from[1]};
+  for (int bytes = m.rows_side_by_side ? 16 : Tile::kMostCopyBytes; bytes > static_cast<int>(sizeof(T));
+       bytes /= 2) {
     const int64_t vector = bytes / static_cast<int>(sizeof(T));
-    const std::initializer_list<int64_t> numbers = {m.cols, m.row_from, m.batch_from[0], m.batch_from[1]};
     if (!is_aligned(m.from, static_cast<size_t>(bytes)) ||
-        std::any_of(numbers.begin(), numbers.end(), [vector](int64_t n) { return n % vector != 0; }))
+        std::any_of(std::begin(numbers), std::end(numbers), [vector](int64_t n) { return n % vector != 0; }))
       continue;
     m.copy_bytes = bytes;
     return;
   }
 }
 
-template <typename T>
+template <typename T, int kParts>
 cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, void* workspace,
                         cudaStream_t stream) {
   TurnParams p = {};
@@ -212,6 +266,7 @@ cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, voi
     m.batch_from[1] = cin * in.c;
     m.batch_to[0] = m.cols * m.col_to;
     m.batch_to[1] = t.padded_cin;
+    m.part_to = problem.batch * m.batch_to[0];
     divide<T>(m, problem.batch * problem.groups);
   }
   if (t.turns_weight) {
@@ -247,9 +302,10 @@ cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, voi
       m.batch_from[1] = kAlongCin ? w.cout : w.cin;
       m.batch_to[1] = padded;
     }
+    m.part_to = problem.groups * m.batch_to[0];
     divide<T>(m, problem.groups * static_cast<int>(m.batches));
   }
-  turn_kernel<T><<<p.jobs[0].tiles + p.jobs[1].tiles, kThreads, 0, stream>>>(p);
+  turn_kernel<T, kParts><<<p.jobs[0].tiles + p.jobs[1].tiles, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
@@ -259,8 +315,10 @@ cudaError_t launch_turn_operands(const Problem& problem, const ImplicitGemmLaunc
                                  cudaStream_t stream) {
   if (!launch.turns_input && !launch.turns_weight) return cudaSuccess;
   // 16-bit elements are moved, not computed with.
-  return launch.element_size == 4 ? launch_turn<unsigned>(problem, launch, workspace, stream)
-                                  : launch_turn<unsigned short>(problem, launch, workspace, stream);
+  auto* const turn = launch.element_size == 2 ? launch_turn<unsigned short, 1>
+                     : launch.parts == 1      ? launch_turn<unsigned, 1>
+                                              : launch_turn<unsigned, 2>;
+  return turn(problem, launch, workspace, stream);
 }
 
 }  // namespace convt

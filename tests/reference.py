@@ -26,14 +26,13 @@ KERNEL_DTYPES = {
     "tile_mma": (torch.float16, torch.bfloat16, torch.float32),
     "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
     "col2im": (torch.float16, torch.bfloat16),
-    "implicit_gemm": (torch.float16, torch.bfloat16),
+    "implicit_gemm": (torch.float16, torch.bfloat16, torch.float32),
 }
 # Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
 CUDA_KERNELS = ("generic", "depthwise", "tile_simt")
-TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma")
-# Kernels of tensor cores that take 16-bit types alone, but for those that take float32 where TF32 is allowed.
-HALF_KERNELS = ("col2im", "implicit_gemm")
-TF32_KERNELS = ("implicit_gemm",)
+TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma", "implicit_gemm")
+# Kernels of tensor cores that take 16-bit types alone.
+HALF_KERNELS = ("col2im",)
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
 # where `tf32_allowed` says otherwise.
 TENSOR_CORE_PRECISIONS = {
@@ -57,7 +56,7 @@ def takes(kernel: str | None, dtype: torch.dtype) -> bool:
 
 def takes_precision(kernel: str, precision: str) -> bool:
     """Whether a forced kernel of tensor cores computes in one of TENSOR_CORE_PRECISIONS."""
-    return takes(kernel, TENSOR_CORE_PRECISIONS[precision]) or (precision == "tf32" and kernel in TF32_KERNELS)
+    return takes(kernel, TENSOR_CORE_PRECISIONS[precision])
 
 
 def skip_without_code_for(kernel: str) -> None:

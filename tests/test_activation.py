@@ -18,7 +18,6 @@ from reference import (
     TARGETS,
     TENSOR_CORE_KERNELS,
     TENSOR_CORE_TARGETS,
-    TF32_KERNELS,
     Geometry,
     Target,
     assert_promised_strides,
@@ -141,9 +140,7 @@ def tf32_settings(kernel: str | None, dtype: torch.dtype) -> tuple[bool, ...]:
     """The values of torch's TF32 flag with which a forced kernel takes the dtype."""
     if dtype == torch.float32 and kernel in TENSOR_CORE_KERNELS:
         return False, True
-    if takes(kernel, dtype):
-        return (False,)
-    return (True,) if dtype == torch.float32 and kernel in TF32_KERNELS else ()
+    return (False,) if takes(kernel, dtype) else ()
 
 
 def each_precision(target: Target, dtypes: Iterable[torch.dtype] = DTYPES) -> Iterator[torch.dtype]:

@@ -226,7 +226,7 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tile_simt", Geometry("stride", (1, 8, 1, 2), 8, (1, 1), stride=(1, 1000)), torch.float32, "stride"),
         ("depthwise", SMALL, torch.float64, "float64"),
         ("col2im", SMALL, torch.float64, "float64"),
-        ("implicit_gemm", SMALL, torch.float32, "IEEE float32"),
+        ("implicit_gemm", SMALL, torch.float64, "float64"),
         ("depthwise", Geometry("far", (1, 1, 1, 2), 1, (1, 1), stride=(1, 10000)), torch.float32, "stride"),
     ],
     ids=[

@@ -14,7 +14,6 @@ from reference import (
     TARGETS,
     TENSOR_CORE_KERNELS,
     TENSOR_CORE_TARGETS,
-    TF32_KERNELS,
     Geometry,
     Target,
     assert_accurate,
@@ -208,7 +207,7 @@ def test_other_kernels_stay_ieee(geometry: Geometry, target: Target) -> None:
     for allowed in (True, False):
         with tf32_allowed(allowed):
             line = plan_line(tensors, geometry)
-            if line.split()[0] in (*TENSOR_CORE_KERNELS, *TF32_KERNELS):
+            if line.split()[0] in TENSOR_CORE_KERNELS:
                 assert target.kernel is None
                 return
             assert "precision=" not in line

@@ -39,6 +39,7 @@ inline constexpr int kImplicitGemmMaxStages = 8;
 struct ImplicitGemmLaunch {
   int config = 0;
   int element_size = 2;
+  int parts = 1;  // that the operands are split into: two of IEEE float32
   bool blocks = false, flat = false;
   int images = 1, rows = 1, cols = 1;  // of a tile of lines
   AxisPhases<int> phases_h, phases_w;
@@ -52,7 +53,8 @@ struct ImplicitGemmLaunch {
   int chunks = 1;  // of a line's channels
   int stages = 2;
   // What is laid out first, in the workspace: the input with its channels side by side, the weight with its
-  // output channels (of TF32, its channels).
+  // output channels (of float32, its channels); of split operands both, the second parts of all after the
+  // first.
   bool turns_input = false, turns_weight = false;
   int64_t padded_cin = 0, padded_cout = 0;  // multiples of 16 bytes
   size_t weight_offset = 0, workspace_bytes = 0;
@@ -75,7 +77,7 @@ struct ImplicitGemmLaunch {
 //   stages     [stages] weight, then input, in lines of 128 bytes whose 16-byte pieces are swapped, piece i
 //              of line j in place i ^ j % 8. Of 16-bit types the weight is [64 rows][chunk channel][64
 //              rows], the input [pixel][chunk channel] or, of blocks, [64 pixels][chunk channel][64 pixels].
-//              Of TF32 both are [row or pixel][chunk channel].
+//              Of float32 both are [part][row or pixel][chunk channel].
 //   output     [warpgroup] lines of the output, padded
 //   places     [warpgroup][columns] 8 bytes: where they lie in the output
 //   barriers   [stages] full, [stages] empty
@@ -90,8 +92,9 @@ inline constexpr size_t kImplicitGemmOutputBytes = 64 * kImplicitGemmOutputPitch
 inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch) {
   const ImplicitGemmConfig& sizes = launch.sizes();
   ImplicitGemmShared s;
-  s.weight_bytes = static_cast<size_t>(sizes.rows) * kImplicitGemmLine;
-  s.stage_bytes = s.weight_bytes + static_cast<size_t>(sizes.pixels) * kImplicitGemmLine;
+  const size_t line_bytes = static_cast<size_t>(launch.parts) * kImplicitGemmLine;
+  s.weight_bytes = sizes.rows * line_bytes;
+  s.stage_bytes = s.weight_bytes + sizes.pixels * line_bytes;
   s.output = launch.stages * s.stage_bytes;
   s.places = s.output + kImplicitGemmGroups * kImplicitGemmOutputBytes;
   s.barriers = s.places + size_t{8} * kImplicitGemmGroups * sizes.columns();

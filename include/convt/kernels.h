@@ -38,12 +38,14 @@ cudaError_t launch_col2im_bf16(const Problem& problem, const Col2imLaunch& launc
 cudaError_t launch_turn_operands(const Problem& problem, const ImplicitGemmLaunch& launch, void* workspace,
                                  cudaStream_t stream);
 
-// Many channels on both sides, operands copied by tensor maps; 16 bits and TF32.
+// Many channels on both sides, operands copied by tensor maps.
 cudaError_t launch_implicit_gemm_fp16(const Problem& problem, const ImplicitGemmLaunch& launch,
                                       const void* workspace, cudaStream_t stream);
 cudaError_t launch_implicit_gemm_bf16(const Problem& problem, const ImplicitGemmLaunch& launch,
                                       const void* workspace, cudaStream_t stream);
 cudaError_t launch_implicit_gemm_tf32(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                      const void* workspace, cudaStream_t stream);
+cudaError_t launch_implicit_gemm_ieee(const Problem& problem, const ImplicitGemmLaunch& launch,
                                       const void* workspace, cudaStream_t stream);
 
 // Writes launch.packed_bytes to `workspace`; before launch_tile_mma_*.

@@ -414,7 +414,9 @@ void check_implicit_gemm(const Problem& p, const convt::ImplicitGemmLaunch& laun
   const int size = launch.element_size, vector = 16 / size;
   const convt::ImplicitGemmConfig& sizes = launch.sizes();
   CHECK(device.has_wgmma && size == convt::element_size(p.dtype), context);
-  CHECK(size == 2 || p.float32_precision == convt::Float32Precision::kTf32, context);
+  const bool splits = size == 4 && p.float32_precision == convt::Float32Precision::kIeee;
+  CHECK(launch.parts == (splits ? 2 : 1), context);
+  CHECK(!splits || (launch.turns_input && launch.turns_weight && sizes.columns() <= 128), context);
   covers(launch.cout_tiles, sizes.rows, p.cout_per_group);
   covers(launch.chunks, launch.chunk(), p.cin_per_group);
   covers(launch.places_h, p.h.stride, p.h.output);
@@ -429,6 +431,8 @@ void check_implicit_gemm(const Problem& p, const convt::ImplicitGemmLaunch& laun
   const auto aligned = [&](int64_t side, int64_t stride) { return side == 1 || stride % vector == 0; };
   if (launch.turns_input) {
     CHECK(launch.padded_cin % vector == 0 && launch.padded_cin >= p.cin_per_group, context);
+    const int64_t turned = p.batch * p.h.input * p.w.input * p.groups * launch.padded_cin;
+    CHECK(static_cast<int64_t>(launch.weight_offset) >= turned * launch.parts * size, context);
     CHECK(p.h.input * p.w.input <= std::numeric_limits<int>::max(), context);
   } else {
     const convt::ActivationStrides& in = p.input_stride;
@@ -613,13 +617,13 @@ void test_generic_is_the_last_resort() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem impossible[] = {
       make_problem(DType::kFloat64, 2, 8, 8, a, a),
-      make_problem(DType::kFloat32, 2, 8, 8, make_axis(3, 33, 1), make_axis(3, 32, 1)),
+      make_problem(DType::kFloat32, 2, 8, 8, make_axis(3, 65, 1), make_axis(3, 32, 1)),
       make_problem(DType::kFloat32, 2, 8, 8, make_axis(3, int64_t{1} << 40, 1), a),
       make_problem(DType::kFloat16, 1, 8, 8, make_axis(2, 1, 257), a),
       make_problem(DType::kFloat16, 1, 1, 1, make_axis(1, 1, 2147483647), a),
       make_problem(DType::kFloat16, 1, 1, 1, make_axis(1, 2, 1, 0, 0, 2147483647), a),
       make_problem(DType::kFloat16, 1, 1, 1, a, make_axis(int64_t{1} << 31, 1, 1)),
-      make_problem(DType::kFloat32, 1, 4, 4, a,
+      make_problem(DType::kFloat32, 1, 3, 4, a,
                    make_axis(2000000, 2, 1, 0, 0, 1000000)),  // a halo beyond any memory
   };
   for (const Problem& p : impossible) {
@@ -666,11 +670,11 @@ void test_forced_kernels() {
       check_plan(p, kH100, "tile_mma", describe(p));
       CHECK(convt::make_plan(p, kH100, "tile_wgmma").kernel == Kernel::kTileWgmma, describe(p));
       check_plan(p, kH100, "tile_wgmma", describe(p));
+      CHECK(convt::make_plan(p, kH100, "implicit_gemm").kernel == Kernel::kImplicitGemm, describe(p));
+      check_plan(p, kH100, "implicit_gemm", describe(p));
       if (dtype != DType::kFloat16) continue;
       CHECK(convt::make_plan(p, kH100, "col2im").kernel == Kernel::kCol2im, describe(p));
       check_plan(p, kH100, "col2im", describe(p));
-      CHECK(convt::make_plan(p, kH100, "implicit_gemm").kernel == Kernel::kImplicitGemm, describe(p));
-      check_plan(p, kH100, "implicit_gemm", describe(p));
     }
   }
   // Launches by their estimates.

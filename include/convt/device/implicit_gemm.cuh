@@ -1,6 +1,6 @@
 // implicit_gemm: for each phase one matrix product whose rows are output channels, whose columns are output
-// places of many images and whose depth is (tap, input channel). 16-bit types and TF32, compute
-// capability 9.0a.
+// places of many images and whose depth is (tap, input channel). 16-bit types and float32, compute capability
+// 9.0a.
 //
 //   y[cout][phase of place m] = bias[cout] + sum over taps k of the phase and channels c of
 //                               w[c][cout][k] * x[c][m + shift of k]
@@ -19,6 +19,11 @@
 // Of NCHW with stride 2 along W, both phases of a place are multiplied one after the other, and the first
 // one's outputs wait in registers, rounded, to be stored beside the second's.
 //
+// IEEE float32: turn_operands has split both operands into two numbers that TF32 has (convt/device/tf32.cuh),
+// and a stage holds both parts of both. Tensor cores cut sums off where they add, so that many products of
+// one sign drift: those of a stage are summed by themselves, the smaller ones first, and fp32 sums take them
+// over.
+//
 // Zeros outside the image are multiplied by weights: a weight that is not finite makes NaN of the outputs
 // that meet them.
 #pragma once
@@ -31,6 +36,7 @@
 #include "convt/device/mma.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/device/tensor_copy.cuh"
+#include "convt/device/tf32.cuh"
 #include "convt/device/wgmma.cuh"
 #include "convt/divisor.h"
 #include "convt/implicit_gemm.h"
@@ -48,13 +54,14 @@ inline constexpr int kTileBytes = kRows * kLine;         // of 64 rows, or of 64
 inline constexpr int64_t kNowhere = -1;                  // a place that does not exist
 inline constexpr int64_t kLastPhaseMissing = 1LL << 62;  // added to a place whose second phase is outside
 
-template <int kIndex, bool kBlocksOfPixels>
+template <int kIndex, bool kBlocksOfPixels, int kOperandParts>
 struct Config {
   static constexpr int kTileRows = kImplicitGemmConfigs[kIndex].rows;
   static constexpr int kPixels = kImplicitGemmConfigs[kIndex].pixels;
   static constexpr int kColumns = kImplicitGemmConfigs[kIndex].columns();  // of a warpgroup
   static constexpr bool kDividesRows = kTileRows > kRows;                  // else the pixels
   static constexpr bool kBlocks = kBlocksOfPixels;
+  static constexpr int kParts = kOperandParts;
 };
 
 template <typename T>
@@ -80,9 +87,10 @@ struct Params {
   Divisor<int> tiles_w, tiles_h;  // of lines; blocks of a row, rows
   Divisor<int> cols, rows;        // of a tile of lines
   int images;
-  Divisor<int> image_w, image_pixels;     // of flat tiles
-  int flat_pixels;                        // of all images, of lines; 0 where tiles are not flat
-  int part_images, part_rows, part_cols;  // of a tile of lines that a block of the cluster loads
+  Divisor<int> image_w, image_pixels;        // of flat tiles
+  int flat_pixels;                           // of all images, of lines; 0 where tiles are not flat
+  int share_images, share_rows, share_cols;  // of a tile of lines that a block of the cluster loads
+  int groups;
   int chunks, stages;
   unsigned expected_bytes;
   int store_elements;
@@ -176,25 +184,28 @@ struct Loader {
     }
   }
 
-  // This block's part of the weight of a tap.
+  // This block's share of the weight of a tap.
   __device__ void weight(const Work& work, int tap_h, int tap_w, int channel, unsigned to,
                          unsigned barrier) const {
     const bool shared = p.cluster_pixels > 1;
     if constexpr (sizeof(T) == 4) {
-      const int part = C::kTileRows / p.cluster_pixels * column;
-      copy(same_rows, shared, to + part * kLine, p.weight_map,
-           {channel, work.cout + part, tap_w, tap_h, work.group}, barrier);
+      const int share = C::kTileRows / p.cluster_pixels * column;
+#pragma unroll
+      for (int part = 0; part < C::kParts; ++part) {
+        copy(same_rows, shared, to + (part * C::kTileRows + share) * kLine, p.weight_map,
+             {channel, work.cout + share, tap_w, tap_h, part * p.groups + work.group}, barrier);
+      }
     } else {
-      const int part = kChunk / p.cluster_pixels * column;
+      const int share = kChunk / p.cluster_pixels * column;
 #pragma unroll
       for (int i = 0; i < C::kTileRows / kRows; ++i) {
-        copy(same_rows, shared, to + i * kTileBytes + part * kLine, p.weight_map,
-             {work.cout + i * kRows, channel + part, tap_w, tap_h, work.group}, barrier);
+        copy(same_rows, shared, to + i * kTileBytes + share * kLine, p.weight_map,
+             {work.cout + i * kRows, channel + share, tap_w, tap_h, work.group}, barrier);
       }
     }
   }
 
-  // This block's part of the input, moved by a shift.
+  // This block's share of the input, moved by a shift.
   __device__ void input(const Work& work, const Origin& origin, int shift_h, int shift_w, int channel,
                         unsigned to, unsigned barrier) const {
     const bool shared = p.cluster_rows > 1;
@@ -208,13 +219,19 @@ struct Loader {
              {block.w + shift_w, channel, block.h + shift_h, block.image, work.group}, barrier);
       }
     } else {
-      // Parts divide one side of the tile.
-      const int lines = p.part_images * p.part_rows * p.part_cols;
-      copy(same_pixels, shared, to + row * lines * kLine, p.input_map,
-           {channel, origin.w + shift_w + (p.part_cols < p.cols ? row * p.part_cols : 0),
-            origin.h + shift_h + (p.part_rows < p.rows ? row * p.part_rows : 0),
-            origin.image + (p.part_images < p.images ? row * p.part_images : 0), work.group},
-           barrier);
+      // Shares divide one side of the tile.
+      const int lines = p.share_images * p.share_rows * p.share_cols;
+#pragma unroll
+      for (int part = 0; part < C::kParts; ++part) {
+        copy(same_pixels, shared, to + (part * C::kPixels + row * lines) * kLine, p.input_map,
+             {channel,
+              origin.w + shift_w + (p.share_cols < p.cols ? row * p.share_cols : 0) + part * p.flat_pixels,
+              origin.h + shift_h + (p.share_rows < p.rows ? row * p.share_rows : 0),
+              origin.image + (p.share_images < p.images ? row * p.share_images : 0) +
+                  (p.flat_pixels > 0 ? 0 : part * p.batch),
+              work.group},
+             barrier);
+      }
     }
   }
 };
@@ -279,17 +296,22 @@ __device__ inline void give_back(const Params<T>& p, unsigned barrier) {
   }
 }
 
+template <int kBlocks>
+__device__ inline void clear(float (&sums)[kBlocks][4]) {
+#pragma unroll
+  for (auto& block : sums) {
+#pragma unroll
+    for (float& sum : block) sum = 0;
+  }
+}
+
 template <typename C, typename T>
 __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
   constexpr int kColumns = C::kColumns;
   const int group = static_cast<int>(threadIdx.x) / 128;
   constexpr unsigned kWeightStep = sizeof(T) == 4 ? 2 : 16 * kLine / 16;  // in 16 bytes
   constexpr unsigned kInputStep = C::kBlocks ? 16 * kLine / 16 : 2;
-#pragma unroll
-  for (auto& block : sums) {
-#pragma unroll
-    for (float& sum : block) sum = 0;
-  }
+  clear(sums);
   unsigned previous = 0;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
@@ -313,6 +335,90 @@ __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<
   wgmma_wait<0>();
   hold(sums);
   if (steps > 0) give_back(p, previous);
+}
+
+template <int kBlocks, typename Operation>
+__device__ inline void for_each(float (&few)[kBlocks][4], float (&sums)[kBlocks][4],
+                                const Operation& operation) {
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) operation(few[j][i], sums[j][i]);
+  }
+}
+
+inline constexpr int kLineStep = 32 / 16;  // of one product along lines of channels, in 16 bytes
+
+// Starts the products of a first and a second part.
+template <typename C, typename T>
+__device__ inline void multiply_small(Sums<C::kColumns>& sums, unsigned a, unsigned b, int adds) {
+  constexpr unsigned kWeightPart = C::kTileRows * kLine / 16, kInputPart = C::kPixels * kLine / 16;
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    const unsigned ai = a + i * kLineStep, bi = b + i * kLineStep;
+    multiply_lines<T, C::kColumns, false>(sums, ai + kWeightPart, bi, i > 0 ? 1 : adds);
+    multiply_lines<T, C::kColumns, false>(sums, ai, bi + kInputPart, 1);
+  }
+}
+
+// The same of split operands. With kSmallSums, products of a first and a second part have sums of their own
+// for as long as what is cut off them is below 2^-24 of the sum of all magnitudes: eight additions a stage,
+// each cutting off less than 2^-23 of what is less than 2^-11 of that.
+template <bool kSmallSums, typename C, typename T>
+__device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
+  constexpr int kColumns = C::kColumns, kSmallStages = 128;
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  clear(sums);
+#pragma unroll 1
+  for (int step = 0; step < steps;) {
+    Sums<kColumns> small;
+    if constexpr (kSmallSums) clear(small);
+#pragma unroll 1
+    for (const int end = kSmallSums ? min(step + kSmallStages, steps) : steps; step < end; ++step) {
+      wait(ring.full + 8 * ring.stage, ring.parity);
+      const unsigned from = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
+      const unsigned input = from + static_cast<unsigned>(p.shared.weight_bytes);
+      const unsigned a = wgmma_swizzled_descriptor(from + (C::kDividesRows ? group * kTileBytes : 0), 0);
+      const unsigned b =
+          wgmma_swizzled_descriptor(input + (C::kDividesRows ? 0 : group * kColumns * kLine), kBlock * kLine);
+      Sums<kColumns> few;
+      wgmma_fence();
+      if constexpr (!kSmallSums) {
+        multiply_small<C, T>(few, a, b, 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        hold(few);
+        for_each(few, sums, [](float& sum, float&) { sum *= 1 / kSecondPartScale; });
+        wgmma_fence();
+      }
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i)
+        multiply_lines<T, kColumns, false>(few, a + i * kLineStep, b + i * kLineStep, !kSmallSums || i > 0);
+      if constexpr (kSmallSums) multiply_small<C, T>(small, a, b, 1);
+      wgmma_commit();
+      wgmma_wait<0>();
+      hold(few);
+      if constexpr (kSmallSums) hold(small);
+      give_back(p, ring.empty + 8 * ring.stage);
+      for_each(few, sums, [](float& sum, float& total) { total += sum; });
+      if (++ring.stage == p.stages) ring.stage = 0, ring.parity ^= 1;
+    }
+    if constexpr (kSmallSums)
+      for_each(small, sums, [](float& sum, float& total) { total += sum * (1 / kSecondPartScale); });
+  }
+}
+
+// `alone` says that no other sums are in registers.
+template <typename C, typename T>
+__device__ inline void sum_products(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums,
+                                    bool alone) {
+  if constexpr (C::kParts == 1) {
+    multiply<C>(p, steps, ring, sums);
+  } else if (alone) {
+    multiply_split<true, C>(p, steps, ring, sums);
+  } else {
+    multiply_split<false, C>(p, steps, ring, sums);
+  }
 }
 
 // ---------------------------------------------------------------- store
@@ -585,7 +691,7 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsig
         bias[half] = widen(p.bias[(int64_t{work.group} * p.cout_per_group + cout) * p.bias_stride]);
     }
     Sums<C::kColumns> sums;
-    multiply<C>(p, steps(0), ring, sums);
+    sum_products<C>(p, steps(0), ring, sums, true);
     sync_threads<128>(1 + group);
     add_bias<C::kColumns>(bias, sums);
     T* const to = p.output + (int64_t{work.group} * p.cout_per_group + first_cout) * p.output_stride.c;
@@ -596,12 +702,12 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsig
     } else if (p.phases_together == 1) {
       store_rows<1, C>(p, lines, places, to, couts, first, first);
     } else if constexpr (sizeof(T) == 2) {
-      multiply<C>(p, steps(1), ring, sums);
+      sum_products<C>(p, steps(1), ring, sums, true);
       add_bias<C::kColumns>(bias, sums);
       store_rows<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(sums));
     } else if constexpr (C::kColumns == 128) {
       Sums<C::kColumns> others;
-      multiply<C>(p, steps(1), ring, others);
+      sum_products<C>(p, steps(1), ring, others, false);
       add_bias<C::kColumns>(bias, others);
       store_rows<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(others));
     }
@@ -666,8 +772,9 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
     in.h = problem.w.input * in.w;
     in.n = problem.h.input * in.h;
   }
-  const uint64_t w = unsign(problem.w.input), h = unsign(problem.h.input), n = unsign(problem.batch),
-                 c = unsign(problem.cin_per_group), g = unsign(problem.groups);
+  const uint64_t w = unsign(problem.w.input), h = unsign(problem.h.input),
+                 n = unsign(problem.batch * t.parts), c = unsign(problem.cin_per_group),
+                 g = unsign(problem.groups);
   const void* const address = t.turns_input ? workspace : problem.input;
   const uint32_t line = static_cast<uint32_t>(t.chunk());
   TensorBox box = {kTensorType<T>, address, {}, {}, {}};
@@ -683,9 +790,9 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
     set(3, n, in.n, 1);
   } else {
     set(0, c, 1, line);
-    set(1, t.flat ? w * h * n : w, in.w, static_cast<uint32_t>(p.part_cols));
-    set(2, t.flat ? 1 : h, in.h, static_cast<uint32_t>(p.part_rows));
-    set(3, t.flat ? 1 : n, in.n, static_cast<uint32_t>(p.part_images));
+    set(1, t.flat ? w * h * n : w, in.w, static_cast<uint32_t>(p.share_cols));
+    set(2, t.flat ? 1 : h, in.h, static_cast<uint32_t>(p.share_rows));
+    set(3, t.flat ? 1 : n, in.n, static_cast<uint32_t>(p.share_images));
   }
   set(4, g, group, 1);
   return make_tensor_map(box, &p.input_map);
@@ -716,14 +823,15 @@ cudaError_t make_weight_map(const Problem& problem, const ImplicitGemmLaunch& t,
   box.sides[1 - along] = unsign(cout);
   box.sides[2] = unsign(kw);
   box.sides[3] = unsign(kh);
-  box.sides[4] = unsign(problem.groups);
+  box.sides[4] = unsign(problem.groups * t.parts);
   box.pitches[0] = size * unsign(kAlongCin ? weight.cout : weight.cin);
   box.pitches[1] = size * unsign(weight.kw);
   box.pitches[2] = size * unsign(weight.kh);
   box.pitches[3] = size * unsign(group);
-  const uint32_t parts = static_cast<uint32_t>(t.cluster_pixels);
+  const uint32_t shares = static_cast<uint32_t>(t.cluster_pixels);
   box.box[0] = kAlongCin ? static_cast<uint32_t>(t.chunk()) : kRows;
-  box.box[1] = (kAlongCin ? static_cast<uint32_t>(t.sizes().rows) : static_cast<uint32_t>(t.chunk())) / parts;
+  box.box[1] =
+      (kAlongCin ? static_cast<uint32_t>(t.sizes().rows) : static_cast<uint32_t>(t.chunk())) / shares;
   box.box[2] = box.box[3] = box.box[4] = 1;
   return make_tensor_map(box, &p.weight_map);
 }
@@ -755,10 +863,10 @@ cudaError_t launch_config(const Problem& problem, const ImplicitGemmLaunch& t, c
   p.image_w = static_cast<int>(problem.w.input);
   p.image_pixels = t.flat ? static_cast<int>(problem.h.input * problem.w.input) : 1;
   p.flat_pixels = t.flat ? static_cast<int>(problem.batch) * p.image_pixels : 0;
-  p.part_images = t.images;
-  p.part_rows = t.rows;
-  p.part_cols = t.cols;
-  for (int* side : {&p.part_images, &p.part_rows, &p.part_cols}) {
+  p.share_images = t.images;
+  p.share_rows = t.rows;
+  p.share_cols = t.cols;
+  for (int* side : {&p.share_images, &p.share_rows, &p.share_cols}) {
     if (*side % t.cluster_rows != 0) continue;
     *side /= t.cluster_rows;
     break;
@@ -766,8 +874,10 @@ cudaError_t launch_config(const Problem& problem, const ImplicitGemmLaunch& t, c
   p.chunks = t.chunks;
   p.stages = t.stages;
   p.shared = implicit_gemm_shared(t);
-  p.expected_bytes = static_cast<unsigned>(p.shared.weight_bytes) +
-                     static_cast<unsigned>((t.blocks ? C::kPixels : t.images * t.rows * t.cols) * kLine);
+  p.groups = static_cast<int>(problem.groups);
+  const int lines = t.blocks ? C::kPixels : t.images * t.rows * t.cols;
+  p.expected_bytes =
+      static_cast<unsigned>(p.shared.weight_bytes) + static_cast<unsigned>(C::kParts * lines * kLine);
   p.store_elements = t.store_elements;
   while (!is_aligned(problem.output, p.store_elements * sizeof(T))) p.store_elements /= 2;
   p.output_channels_last = problem.output_channels_last;
@@ -781,15 +891,21 @@ cudaError_t launch_config(const Problem& problem, const ImplicitGemmLaunch& t, c
 }
 
 // Calls the instantiation for launch.config.
-template <typename T, int kIndex = 0>
+template <typename T, int kParts = 1, int kIndex = 0>
 cudaError_t launch_for(const Problem& problem, const ImplicitGemmLaunch& launch, const void* workspace,
                        cudaStream_t stream) {
   if constexpr (kIndex < kImplicitGemmConfigCount) {
-    if (launch.config != kIndex) return launch_for<T, kIndex + 1>(problem, launch, workspace, stream);
+    if (launch.config != kIndex || launch.parts != kParts)
+      return launch_for<T, kParts, kIndex + 1>(problem, launch, workspace, stream);
     if constexpr (sizeof(T) == 2) {
-      if (launch.blocks) return launch_config<Config<kIndex, true>, T>(problem, launch, workspace, stream);
+      if (launch.blocks) return launch_config<Config<kIndex, true, 1>, T>(problem, launch, workspace, stream);
     }
-    return launch_config<Config<kIndex, false>, T>(problem, launch, workspace, stream);
+    // The sums of split operands are there twice.
+    if constexpr (kParts * kImplicitGemmConfigs[kIndex].columns() <= 256) {
+      return launch_config<Config<kIndex, false, kParts>, T>(problem, launch, workspace, stream);
+    } else {
+      return cudaErrorInvalidValue;
+    }
   } else {
     return cudaErrorInvalidValue;
   }
