@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "convt/plan.h"
 #include "plan_common.h"
@@ -14,13 +15,15 @@ namespace {
 // Of the addresses and distances of a tensor map.
 constexpr int64_t kAlignment = 16;
 constexpr int64_t kMaxPitch = int64_t{1} << 39;
+constexpr int64_t kSector = 32;  // bytes
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kAlignment == 0; }
 
 struct Search {
-  const Problem& problem;
+  const Problem& problem;  // folded
   const DeviceLimits& device;
   const ImplicitGemmVisitor& visit;
+  const int fold_h, fold_w;
   const int64_t size = element_size(problem.dtype);
   const int parts = operand_parts(problem);
 
@@ -38,11 +41,12 @@ struct Search {
            is_pitch(problem.batch, in.n, problem.cin()) &&
            is_pitch(problem.groups, problem.cin_per_group, problem.cin_per_group);
   }
-  bool reads_blocks() const {
+  bool reads_blocks(bool flat) const {
     const ActivationStrides& in = problem.input_stride;
+    const int64_t line = flat ? problem.h.input * problem.w.input : problem.w.input;
     return size == 2 && is_aligned(problem.input) && (in.w == 1 || problem.w.input == 1) &&
-           is_pitch(problem.cin(), in.c, problem.w.input) &&
-           is_pitch(problem.h.input, in.h, problem.w.input) && is_pitch(problem.batch, in.n, problem.w.input);
+           is_pitch(problem.cin(), in.c, line) && (flat || is_pitch(problem.h.input, in.h, line)) &&
+           is_pitch(problem.batch, in.n, line);
   }
   bool reads_weight() const {
     const WeightStrides& w = problem.weight_stride;
@@ -58,8 +62,8 @@ struct Search {
            ceil_div(axis.output, axis.stride) == axis.input;
   }
 
-  // Cycles of a launch: counts of what the kernel's loops do, with weights fitted to some 420 timed launches
-  // of 20 problems on an H100.
+  // Cycles of a launch: counts of what the kernel's loops do, with weights fitted to some 1000 timed launches
+  // of 26 problems on an H100.
   double cycles(const ImplicitGemmLaunch& t) const {
     const ImplicitGemmConfig& sizes = t.sizes();
     const double rounds = std::ceil(static_cast<double>(t.works()) * t.cluster() / t.grid);
@@ -68,25 +72,40 @@ struct Search {
     const double most_steps = static_cast<double>(most_taps(t.phases_h)) * t.chunks *
                               (t.phases_together == 1 ? most_taps(t.phases_w) : kernel_w);
     const double steps = std::max(most_steps, rounds * all_steps / static_cast<double>(t.phases()));
-    const double loads =
-        static_cast<double>(kImplicitGemmLine * parts) * (sizes.rows + 1.0 * sizes.pixels / t.cluster_rows);
-    // Blocks of a cluster wait for each other, which a shared weight does not make up for.
-    const double waits = t.cluster() == 1 ? 1 : 1.05;
-    const double products = size == 2 ? 0.0185 : parts == 1 ? 0.018 : 0.054;  // of a step
+    // Blocks of a cluster wait for each other, which a shared weight makes up for where operands are split.
+    const double shared_weight = parts > 1 ? t.cluster_pixels : 1;
+    const double loads = static_cast<double>(kImplicitGemmLine * parts) *
+                         (sizes.rows / shared_weight + 1.0 * sizes.pixels / t.cluster_rows);
+    const double waits = t.cluster() == 1 || parts > 1 ? 1 : 1.05;
+    // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
+    double products = size == 2 ? 0.0185 : 0.018;
+    if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : 1.12);
     const double tensor = products * sizes.rows * sizes.pixels * waits;
+    const double load = parts == 1 ? 0.016 : 0.005;                       // of a byte
+    const double between = parts == 1 ? 1300 : 2500 * t.phases_together;  // one tile and the next
     const double bytes = static_cast<double>(size) * sizes.rows * sizes.pixels * t.phases_together;
     const double output = static_cast<double>(size) * static_cast<double>(problem.output_elements());
-    double store = 0.055;  // of a byte
-    if (!problem.output_channels_last) {
+    const bool fits_l2 = output < 32e6;
+    const int64_t row = problem.w.output * fold_w * size;  // bytes
+    double store = 0.055;                                  // of a byte
+    if (t.fold() > 1) {
+      // By the bytes of a store, and of a tile's outputs that follow each other in a row.
+      const int64_t bytes_of_store = t.store_elements * size, piece = fold_w * t.phases_together * size;
+      const bool side_by_side = problem.w.stride == t.phases_together;
+      store = bytes_of_store >= 16 ? 0.085 : bytes_of_store >= 8 ? 0.1 : 0.2;
+      if (!side_by_side) store = piece >= 16 ? 0.1 : piece >= 8 ? 0.2 : 0.35;
+      if (side_by_side && !t.flat && !t.blocks && t.cols * piece < kSector) store = 0.5;
+      // Rows that share sectors with rows of another phase.
+      if (problem.h.stride > 1 && row % kSector != 0 && !fits_l2) store = std::max(store, 0.2);
+    } else if (!problem.output_channels_last) {
       // Rows of sectors, or ones that L2 can put together; rows that share sectors with their neighbours; and
       // single elements.
-      const bool fits_l2 = output < 32e6;
       if (problem.w.stride != t.phases_together) {
-        store = problem.w.stride > 2 ? 0.35 : fits_l2 ? 0.1 : 0.25;
+        store = problem.w.stride > 2 ? 0.35 : !fits_l2 ? 0.25 : size == 2 ? 0.1 : 0.14;
       } else {
-        store = problem.w.output * size % 32 == 0 || fits_l2 ? 0.058 : 0.3;
+        store = row % kSector == 0 || fits_l2 ? 0.058 : 0.058 + 0.24 * std::min(1.0, 2.0 * kSector / row);
       }
-      if (!t.flat && !t.blocks && t.cols * t.phases_together * size < 32) store *= 2;
+      if (!t.flat && !t.blocks && t.cols * t.phases_together * size < kSector) store *= 2;
     }
     const double input = static_cast<double>(size) * static_cast<double>(problem.batch) *
                          static_cast<double>(problem.h.input * problem.w.input) *
@@ -95,11 +114,12 @@ struct Search {
                           static_cast<double>(problem.cout_per_group) *
                           static_cast<double>(problem.h.kernel) * kernel_w;
     const double moved = (1 + parts) / 2.0;  // read once, written for each part
+    const bool gathers = t.fold() > 1 && size == 2;
     const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) +
                         (t.turns_input ? 0.0013 * moved * input : 0) +
-                        (t.turns_weight ? 0.0015 * moved * weight : 0);
-    return 7000 + turn +
-           std::max(steps * (tensor + 0.016 * loads) + rounds * (1300 + store * bytes),
+                        (t.turns_weight ? (gathers ? 0.003 : 0.0015) * moved * weight : 0);
+    return 7000 + (t.cluster() == 1 ? 0 : 1000) + turn +
+           std::max(steps * (tensor + load * loads) + rounds * (between + store * bytes),
                     0.00057 * (input + output));
   }
 
@@ -142,15 +162,17 @@ struct Search {
 
   // The widest stores of elements that lie side by side.
   void set_stores(ImplicitGemmLaunch& launch) const {
-    const int64_t together = launch.phases_together;
+    const int64_t together = launch.phases_together * fold_w;
+    const bool side_by_side = problem.output_channels_last || problem.w.stride == launch.phases_together;
     launch.store_elements = 1;
-    if (!problem.output_channels_last && problem.w.stride != together) return;
+    if (!side_by_side && fold_w == 1) return;
     for (int elements = static_cast<int>(kAlignment / size); elements > 1; elements /= 2) {
       const bool whole =
-          problem.output_channels_last
-              ? problem.cout_per_group % elements == 0
-              : divides(elements,
-                        {problem.w.output, launch.blocks || launch.flat ? elements : launch.cols * together});
+          problem.output_channels_last ? problem.cout_per_group % elements == 0
+          : !side_by_side
+              ? divides(elements, {fold_w})
+              : divides(elements, {problem.w.output * fold_w,
+                                   launch.blocks || launch.flat ? elements : launch.cols * together});
       if (!whole) continue;
       launch.store_elements = elements;
       return;
@@ -223,7 +245,7 @@ struct Search {
 
   void consider_blocks(ImplicitGemmLaunch launch) const {
     // Copies begin at multiples of 16 bytes: columns cannot be shifted.
-    if (!reads_blocks() || !stays_in_place(problem.w, launch.phases_w)) return;
+    if (!reads_blocks(launch.flat) || !stays_in_place(problem.w, launch.phases_w)) return;
     launch.blocks = true;
     const ActivationStrides& in = problem.input_stride;
     const int64_t pixels = problem.h.input * problem.w.input;
@@ -259,6 +281,8 @@ struct Search {
     ImplicitGemmLaunch launch;
     launch.element_size = static_cast<int>(size);
     launch.parts = parts;
+    launch.fold_h = fold_h;
+    launch.fold_w = fold_w;
     launch.phases_h = narrow_phases(problem.h);
     launch.phases_w = narrow_phases(problem.w);
     launch.groups = problem.groups;
@@ -279,6 +303,14 @@ struct Search {
   }
 };
 
+// How many neighbouring phases along an axis may be rows of one product, beside none: the most, up to 8, that
+// divide everything.
+std::vector<int> folds(const Problem& problem, const Axis& axis) {
+  int fold = axis.dilation == 1 && !problem.output_channels_last ? 8 : 1;
+  while (!divides(fold, {axis.stride, axis.kernel, axis.padding, axis.output})) fold /= 2;
+  return fold == 1 ? std::vector<int>{1} : std::vector<int>{1, fold};
+}
+
 }  // namespace
 
 const char* implicit_gemm_obstacle(const Problem& p, const DeviceLimits& device) {
@@ -290,7 +322,14 @@ const char* implicit_gemm_obstacle(const Problem& p, const DeviceLimits& device)
 
 void visit_implicit_gemm(const Problem& problem, const DeviceLimits& device,
                          const ImplicitGemmVisitor& visit) {
-  Search{problem, device, visit}.run();
+  for (const int fold_h : folds(problem, problem.h)) {
+    for (const int fold_w : folds(problem, problem.w)) {
+      // Stores take 4 bytes of a row at least.
+      if (fold_h > 1 && fold_w * element_size(problem.dtype) < 4) continue;
+      if (problem.cout() * fold_h * fold_w >= kMaxCoordinate) continue;
+      Search{folded(problem, fold_h, fold_w), device, visit, fold_h, fold_w}.run();
+    }
+  }
 }
 
 }  // namespace convt

@@ -5,9 +5,10 @@
 //            [group][tap][output channel][channel], channels padded
 //
 // Both are batches of matrices to be transposed: what is to lie side by side are `rows`, what mostly does are
-// `cols`. One launch does both operands. float32 is rounded to TF32 on the way, as tensor copies would make
-// infinities of the largest numbers; of IEEE float32 it is split into two such numbers, and all second parts
-// follow all first ones.
+// `cols`. One launch does both operands; a weight whose output channels are folded is gathered, but for
+// contiguous float32, whose columns only go to other places. float32 is rounded to TF32 on the way, as tensor
+// copies would make infinities of the largest numbers; of IEEE float32 it is split into two such numbers, and
+// all second parts follow all first ones.
 //
 // Mapping: a block takes a tile of 4096 elements of one matrix: 64 columns or, where there are fewer, more
 // rows. It copies pieces of rows to shared memory, as wide as their alignment allows, turns them there
@@ -36,6 +37,7 @@ struct Matrices {
   int64_t row_from, col_h_from, col_w_from, col_to;
   int64_t batch_from[2], batch_to[2];
   int64_t part_to;                                // between the first parts and the second
+  bool folds;                                     // columns go where folded_line says
   Divisor<int> col_w, batches, tiles_r, tiles_c;  // batches of the second kind
   int rows, padded_rows, cols;
   int log2_width;  // columns of a tile
@@ -44,8 +46,24 @@ struct Matrices {
   int tiles;  // of all batches
 };
 
+// A weight whose output channels are folded (convt/implicit_gemm.h). Numbers are those of the folded one, but
+// for the strides.
+struct FoldedWeight {
+  const void* from;
+  void* to;
+  WeightStrides stride;
+  int64_t part_to;
+  int taps, groups, cin, cout, padded;
+  // 16 bytes of a line each, innermost first; then groups.
+  Divisor<int> taps_w, all_taps, couts, cins;
+  Divisor<int> fold, fold_h, fold_w;
+  Divisor<int> kernel, kernel_w;  // all taps, and those of a row, not folded
+  int blocks;
+};
+
 struct TurnParams {
   Matrices jobs[2];
+  FoldedWeight folded;
 };
 
 // A tile in shared memory as it is read, and as it is written. Lines are padded so that neither way meets one
@@ -109,16 +127,25 @@ __device__ inline void turn_blocks(const Matrices& m, const unsigned short* tile
 
 // Writes four rows of a column, rounded or split.
 template <int kParts>
-__device__ inline void store_parts(const Matrices& m, unsigned* to, const uint4& x) {
+__device__ inline void store_parts(int64_t part_to, unsigned* to, const uint4& x) {
   uint4 parts[kParts];
   split_tf32(x, parts);
 #pragma unroll
-  for (int part = 0; part < kParts; ++part) *reinterpret_cast<uint4*>(to + part * m.part_to) = parts[part];
+  for (int part = 0; part < kParts; ++part) *reinterpret_cast<uint4*>(to + part * part_to) = parts[part];
+}
+
+// The line of a tap and output channel that is `column` of the contiguous weight, [cout][tap], not folded.
+__device__ inline int folded_line(const FoldedWeight& f, int column) {
+  const auto by_cout = f.kernel.divide(column);
+  const auto by_row = f.kernel_w.divide(by_cout.remainder);
+  const auto h = f.fold_h.divide(by_row.quotient), w = f.fold_w.divide(by_row.remainder);
+  return (h.quotient * f.taps_w + w.quotient) * f.cout + by_cout.quotient * f.fold + h.remainder * f.fold_w +
+         w.remainder;
 }
 
 template <int kParts, typename T>
-__device__ inline void store_tile(const Matrices& m, T* to, int first_row, int first_col, const T* tile,
-                                  const T* turned) {
+__device__ inline void store_tile(const Matrices& m, const FoldedWeight& f, T* to, int first_row,
+                                  int first_col, const T* tile, const T* turned) {
   constexpr int kVector = 16 / sizeof(T), kPadding = Tile<sizeof(T)>::kPadding;
   const int log2_height = kLog2Tile - m.log2_width;
   const int pitch = (1 << m.log2_width) + kPadding, turned_pitch = (1 << log2_height) + kPadding;
@@ -127,12 +154,13 @@ __device__ inline void store_tile(const Matrices& m, T* to, int first_row, int f
     const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
     const int row = n & ((1 << log2_height) - 1), col = n >> log2_height;
     if (first_row + row >= m.padded_rows || first_col + col >= m.cols) continue;
-    T* const column = to + (first_col + col) * m.col_to + first_row + row;
+    const int line = m.folds ? folded_line(f, first_col + col) : first_col + col;
+    T* const column = to + line * m.col_to + first_row + row;
     if constexpr (sizeof(T) == 2) {
       *reinterpret_cast<uint4*>(column) = load_words(shared_address(turned + col * turned_pitch + row));
     } else {
       const T* const at = tile + row * pitch + col;
-      store_parts<kParts>(m, column, make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]));
+      store_parts<kParts>(m.part_to, column, make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]));
     }
   }
 }
@@ -165,7 +193,43 @@ __device__ inline void round_tile(const Matrices& m, const unsigned* from, unsig
         x[j] = source[j];
       }
     }
-    store_parts<kParts>(m, to + col * m.col_to + row, make_uint4(x[0], x[1], x[2], x[3]));
+    store_parts<kParts>(m.part_to, to + col * m.col_to + row, make_uint4(x[0], x[1], x[2], x[3]));
+  }
+}
+
+// One thread, 16 bytes: reads are scattered, as far as the sectors that neighbours read allow.
+template <typename T, int kParts>
+__device__ inline void turn_folded(const FoldedWeight& f, int block) {
+  constexpr int kVector = 16 / sizeof(T);
+  constexpr bool kAlongCin = sizeof(T) == 4;
+  const auto by_tap = f.all_taps.divide(block * kThreads + static_cast<int>(threadIdx.x));
+  const auto by_cout = f.couts.divide(by_tap.quotient);
+  const auto by_cin = f.cins.divide(by_cout.quotient);
+  const int group = by_cin.quotient, first_cout = by_cout.remainder * (kAlongCin ? 1 : kVector),
+            first_cin = by_cin.remainder * (kAlongCin ? kVector : 1);
+  if (group >= f.groups) return;
+  const auto tap = f.taps_w.divide(by_tap.remainder);
+  const T* const from = static_cast<const T*>(f.from) + int64_t{group} * f.cin * f.stride.cin;
+  T x[kVector];
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    const int cout = first_cout + (kAlongCin ? 0 : i), cin = first_cin + (kAlongCin ? i : 0);
+    const auto by_fold = f.fold.divide(cout);
+    const auto by_row = f.fold_w.divide(by_fold.remainder);
+    const int kh = tap.quotient * f.fold_h + by_row.quotient,
+              kw = tap.remainder * f.fold_w + by_row.remainder;
+    x[i] = cin < f.cin && cout < f.cout ? from[cin * f.stride.cin + by_fold.quotient * f.stride.cout +
+                                               kh * f.stride.kh + kw * f.stride.kw]
+                                        : T(0);
+  }
+  const int64_t line = (int64_t{group} * f.taps + by_tap.remainder) * (kAlongCin ? f.cout : f.cin) +
+                       (kAlongCin ? first_cout : first_cin);
+  T* const to = static_cast<T*>(f.to) + line * f.padded + (kAlongCin ? first_cin : first_cout);
+  if constexpr (kAlongCin) {
+    store_parts<kParts>(f.part_to, to, make_uint4(x[0], x[1], x[2], x[3]));
+  } else {
+    const auto pair = [&x](int i) { return x[i] | static_cast<unsigned>(x[i + 1]) << 16; };
+    *reinterpret_cast<uint4*>(to) = make_uint4(pair(0), pair(2), pair(4), pair(6));
   }
 }
 
@@ -180,6 +244,7 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
   int number = static_cast<int>(blockIdx.x);
   const bool second = number >= p.jobs[0].tiles;
   if (second) number -= p.jobs[0].tiles;
+  if (second && p.folded.blocks > 0) return turn_folded<T, kParts>(p.folded, number);
   const Matrices& m = p.jobs[second];
   const auto by_row = m.tiles_r.divide(number);
   const auto by_col = m.tiles_c.divide(by_row.quotient);
@@ -211,7 +276,7 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
     turn_blocks(m, tile, turned);
     __syncthreads();
   }
-  store_tile<kParts>(m, to, first_row, first_col, tile, turned);
+  store_tile<kParts>(m, p.folded, to, first_row, first_col, tile, turned);
 #endif
 }
 
@@ -226,7 +291,7 @@ void divide(Matrices& m, int64_t batches) {
   m.tiles_c = (m.cols + width - 1) / width;
   m.tiles = static_cast<int>(batches * m.tiles_r * m.tiles_c);
   m.copy_bytes = sizeof(T);
-  m.rows_side_by_side = sizeof(T) == 4 && (m.row_from == 1 || m.rows == 1);
+  m.rows_side_by_side = sizeof(T) == 4 && !m.folds && (m.row_from == 1 || m.rows == 1);
   const bool side_by_side = m.col_w_from == 1 && (m.cols == m.col_w || m.col_h_from == m.col_w);
   if (!m.rows_side_by_side && !side_by_side) return;
   const int64_t numbers[] = {m.rows_side_by_side ? m.rows : m.cols,
@@ -244,8 +309,9 @@ void divide(Matrices& m, int64_t batches) {
 }
 
 template <typename T, int kParts>
-cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, void* workspace,
+cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, void* workspace,
                         cudaStream_t stream) {
+  const Problem problem = folded(unfolded, t.fold_h, t.fold_w);
   TurnParams p = {};
   const int cin = static_cast<int>(problem.cin_per_group), cout = static_cast<int>(problem.cout_per_group);
   if (t.turns_input) {
@@ -269,7 +335,53 @@ cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, voi
     m.part_to = problem.batch * m.batch_to[0];
     divide<T>(m, problem.batch * problem.groups);
   }
-  if (t.turns_weight) {
+  if (t.turns_weight && t.fold() > 1) {
+    FoldedWeight& f = p.folded;
+    const WeightStrides& w = unfolded.weight_stride;
+    const int64_t kernel_w = unfolded.w.kernel, kernel = unfolded.h.kernel * kernel_w;
+    constexpr bool kAlongCin = sizeof(T) == 4;
+    constexpr int kVector = 16 / sizeof(T);
+    f.from = problem.weight;
+    f.to = static_cast<unsigned char*>(workspace) + t.weight_offset;
+    f.stride = unfolded.weight_stride;
+    f.fold_h = t.fold_h;
+    f.fold_w = t.fold_w;
+    f.fold = t.fold();
+    f.taps_w = static_cast<int>(problem.w.kernel);
+    f.taps = static_cast<int>(problem.h.kernel) * f.taps_w;
+    f.all_taps = f.taps;
+    f.groups = static_cast<int>(problem.groups);
+    f.cin = cin;
+    f.cout = cout;
+    f.padded = static_cast<int>(kAlongCin ? t.padded_cin : t.padded_cout);
+    f.couts = kAlongCin ? cout : f.padded / kVector;
+    f.cins = kAlongCin ? f.padded / kVector : cin;
+    f.part_to = int64_t{f.groups} * f.taps * (kAlongCin ? cout : cin) * f.padded;
+    f.kernel = static_cast<int>(kernel);
+    f.kernel_w = static_cast<int>(kernel_w);
+    const bool contiguous = (kernel_w == 1 || w.kw == 1) && (unfolded.h.kernel == 1 || w.kh == kernel_w) &&
+                            (unfolded.cout_per_group == 1 || w.cout == kernel);
+    if (kAlongCin && contiguous) {
+      Matrices& m = p.jobs[1];
+      m.folds = true;
+      m.from = f.from;
+      m.to = f.to;
+      m.rows = cin;
+      m.padded_rows = f.padded;
+      m.cols = static_cast<int>(unfolded.cout_per_group * kernel);
+      m.col_w = m.cols;
+      m.row_from = w.cin;
+      m.col_w_from = 1;
+      m.col_to = f.padded;
+      m.batches = 1;
+      m.batch_from[0] = cin * w.cin;
+      m.batch_to[0] = int64_t{m.cols} * f.padded;
+      m.part_to = f.part_to;
+      divide<T>(m, f.groups);
+    } else {
+      f.blocks = (f.groups * f.taps * f.couts * f.cins + kThreads - 1) / kThreads;
+    }
+  } else if (t.turns_weight) {
     Matrices& m = p.jobs[1];
     const WeightStrides& w = problem.weight_stride;
     constexpr bool kAlongCin = sizeof(T) == 4;
@@ -305,7 +417,7 @@ cudaError_t launch_turn(const Problem& problem, const ImplicitGemmLaunch& t, voi
     m.part_to = problem.groups * m.batch_to[0];
     divide<T>(m, problem.groups * static_cast<int>(m.batches));
   }
-  turn_kernel<T, kParts><<<p.jobs[0].tiles + p.jobs[1].tiles, kThreads, 0, stream>>>(p);
+  turn_kernel<T, kParts><<<p.jobs[0].tiles + p.jobs[1].tiles + p.folded.blocks, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

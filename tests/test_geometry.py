@@ -232,6 +232,54 @@ def test_tensor_core_kernels(
         check_layouts(geometry, TENSOR_CORE_PRECISIONS[precision], target)
 
 
+# Stride, filter and padding have a common factor: neighbouring phases may be rows of one product.
+FOLDED = (
+    G("k2s2", (3, 40, 14, 14), 72, (2, 2), stride=(2, 2)),
+    G("k2s2_rows_of_56_bytes", (3, 72, 28, 28), 40, (2, 2), stride=(2, 2)),
+    G("k2s2_odd", (3, 24, 7, 5), 20, (2, 2), stride=(2, 2)),
+    G("k4s4", (2, 64, 9, 16), 40, (4, 4), stride=(4, 4)),
+    G("k4s4_cropped", (2, 16, 6, 7), 36, (4, 4), stride=(4, 4), padding=(1, 2), output_padding=(2, 2)),
+    G("k8s4", (2, 24, 5, 6), 20, (8, 8), stride=(4, 4), padding=(2, 2)),
+    G("row", (4, 136, 1, 30), 24, (1, 16), stride=(1, 8), padding=(0, 4)),
+    G("row_odd", (3, 32, 1, 37), 20, (1, 16), stride=(1, 8), padding=(0, 4), output_padding=(0, 4)),
+    G("beyond_kernel", (2, 24, 5, 6), 12, (2, 4), stride=(4, 8)),
+    G("columns_alone", (2, 24, 5, 6), 12, (3, 4), stride=(3, 4)),
+    G("groups", (2, 48, 8, 8), 96, (2, 4), stride=(2, 4), groups=3),
+    G("one_channel_each", (2, 8, 6, 8), 24, (4, 8), stride=(2, 4), padding=(2, 4), groups=8),
+)
+
+
+@pytest.mark.parametrize("geometry", FOLDED, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@pytest.mark.parametrize(
+    "target",
+    [target for target in TENSOR_CORE_TARGETS if "implicit_gemm" in str(target.values[0])],
+    indirect=True,
+    ids=str,
+)
+def test_folded_phases(geometry: Geometry, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fold, in launches of many ranks; the weight as it lies, and one whose taps lie elsewhere."""
+    dtype, folds = TENSOR_CORE_PRECISIONS[precision], set()
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    with tf32_allowed(precision == "tf32"):
+        for weight in (w, w.contiguous(memory_format=torch.channels_last)):
+            for layout in ("contiguous", "sliced"):
+                images = LAYOUTS[layout](x)
+                for rank in (*range(12), *range(12, 200, 7)):
+                    monkeypatch.setenv("CONVT_KERNEL", f"{target.kernel}:{rank}")
+                    try:
+                        line = convt_ext.plan(images, weight, b, **geometry.arguments)
+                    except RuntimeError as error:
+                        assert "launches of" in str(error)  # noqa: PT017
+                        break
+                    folds.add(line.split(" fold=")[1].split()[0])
+                    poison(geometry.output, dtype, target.device)
+                    out = convt_ext.conv_transpose2d(images, weight, b, **geometry.arguments)
+                    assert_accurate(out, images, weight, b, line, known, **geometry.arguments)
+    assert len(folds) > 1, folds
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES[::5], ids=lambda geometry: geometry.name)
 @pytest.mark.parametrize("target", [*TARGETS, *TENSOR_CORE_TARGETS], indirect=True, ids=str)
 def test_plan_names_the_kernel(geometry: Geometry, target: Target) -> None:

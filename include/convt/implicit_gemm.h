@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "convt/phases.h"
+#include "convt/problem.h"
 
 namespace convt {
 
@@ -36,10 +37,15 @@ inline constexpr int kImplicitGemmMaxStages = 8;
 //
 // Flat tiles take pixels as they follow each other in memory, where every output sees the one input that has
 // its place.
+//
+// Of NCHW, neighbouring phases can be rows of one product: where `fold` divides stride, filter, padding and
+// output along an axis, the outputs of a channel are those of `fold` channels of a smaller problem, side by
+// side (`folded`). Everything but the weight's layout and the stores sees the smaller problem.
 struct ImplicitGemmLaunch {
   int config = 0;
   int element_size = 2;
-  int parts = 1;  // that the operands are split into: two of IEEE float32
+  int parts = 1;               // that the operands are split into: two of IEEE float32
+  int fold_h = 1, fold_w = 1;  // a row of a product: [output channel][phase along H][phase along W]
   bool blocks = false, flat = false;
   int images = 1, rows = 1, cols = 1;  // of a tile of lines
   AxisPhases<int> phases_h, phases_w;
@@ -64,6 +70,7 @@ struct ImplicitGemmLaunch {
 
   const ImplicitGemmConfig& sizes() const { return kImplicitGemmConfigs[config]; }
   int chunk() const { return kImplicitGemmLine / element_size; }
+  int fold() const { return fold_h * fold_w; }
   int cluster() const { return cluster_rows * cluster_pixels; }
   int64_t phases() const { return int64_t{phases_h.stride} * phases_w.stride / phases_together; }
   int64_t cout_groups() const { return (cout_tiles + cluster_rows - 1) / cluster_rows; }
@@ -71,6 +78,26 @@ struct ImplicitGemmLaunch {
   // Of a cluster.
   int64_t works() const { return cout_groups() * pixel_groups() * phases() * groups; }
 };
+
+// The problem whose output channels are [output channel][fold_h][fold_w]. Its weight lies as the problem's
+// where those follow each other in memory; else the strides of output channels and taps are zero.
+inline Problem folded(const Problem& problem, int fold_h, int fold_w) {
+  Problem smaller = problem;
+  const int64_t fold = int64_t{fold_h} * fold_w;
+  if (fold == 1) return smaller;
+  const auto shrink = [](Axis& axis, int by) {
+    for (int64_t* size : {&axis.output, &axis.kernel, &axis.stride, &axis.padding, &axis.output_padding})
+      *size /= by;
+  };
+  shrink(smaller.h, fold_h);
+  shrink(smaller.w, fold_w);
+  smaller.cout_per_group *= fold;
+  const WeightStrides& w = problem.weight_stride;
+  const bool dense = (fold_w == 1 || w.kw == 1) && (fold_h == 1 || w.kh == fold_w) &&
+                     (problem.cout_per_group == 1 || w.cout == fold);
+  smaller.weight_stride = {w.cin, dense ? 1 : 0, dense ? w.kh * fold_h : 0, dense ? w.kw * fold_w : 0};
+  return smaller;
+}
 
 // The block's shared memory, in bytes from its start, which is a multiple of 1024:
 //

@@ -406,8 +406,18 @@ void check_col2im(const Problem& p, const convt::Col2imLaunch& launch, const Dev
   CHECK(launch.window_w == p.w.input || launch.align_w % pixels == 0, context);
 }
 
-void check_implicit_gemm(const Problem& p, const convt::ImplicitGemmLaunch& launch,
+void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& launch,
                          const DeviceLimits& device, const std::string& context) {
+  // Folded phases are as many in every row of a product, and leave nothing over.
+  CHECK(64 % launch.fold() == 0 && (launch.fold() == 1 || !whole.output_channels_last), context);
+  CHECK(launch.fold() == 1 || launch.fold_w * launch.element_size >= 4, context);
+  for (const auto& [axis, fold] : {std::pair{&whole.h, launch.fold_h}, {&whole.w, launch.fold_w}}) {
+    for (const int64_t size : {axis->kernel, axis->stride, axis->padding, axis->output})
+      CHECK(size % fold == 0 && (fold == 1 || axis->dilation == 1), context);
+  }
+  CHECK(whole.output_channels_last || whole.w.output % launch.store_elements == 0, context);
+  const Problem p = convt::folded(whole, launch.fold_h, launch.fold_w);
+  CHECK(p.output_elements() == whole.output_elements(), context);
   const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
     CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
   };
@@ -439,7 +449,7 @@ void check_implicit_gemm(const Problem& p, const convt::ImplicitGemmLaunch& laun
     // Neither do neighbours overlap.
     CHECK(p.w.input == 1 || p.cin() == 1 || (launch.blocks ? in.c >= p.w.input : in.w >= p.cin()), context);
     CHECK((launch.blocks ? in.w == 1 || p.w.input == 1 : in.c == 1 || p.cin() == 1), context);
-    CHECK(aligned(p.batch, in.n) && aligned(p.h.input, in.h), context);
+    CHECK(aligned(p.batch, in.n) && ((launch.blocks && launch.flat) || aligned(p.h.input, in.h)), context);
     CHECK((launch.blocks ? aligned(p.cin(), in.c) : aligned(p.w.input, in.w)), context);
   }
   if (launch.turns_weight) {
@@ -449,9 +459,7 @@ void check_implicit_gemm(const Problem& p, const convt::ImplicitGemmLaunch& laun
     CHECK(aligned(p.cin(), p.weight_stride.cin), context);
   }
   CHECK(launch.phases_together == 1 || (!p.output_channels_last && p.w.stride == 2), context);
-  CHECK(p.output_channels_last ? p.cout_per_group % launch.store_elements == 0
-                               : p.w.output % launch.store_elements == 0,
-        context);
+  CHECK(!p.output_channels_last || p.cout_per_group % launch.store_elements == 0, context);
   if (launch.flat) {
     for (const Axis* axis : {&p.h, &p.w}) {
       CHECK(axis->padding == 0 && (axis->kernel - 1) * axis->dilation < axis->stride, context);

@@ -19,6 +19,9 @@
 // Of NCHW with stride 2 along W, both phases of a place are multiplied one after the other, and the first
 // one's outputs wait in registers, rounded, to be stored beside the second's.
 //
+// Neighbouring phases of NCHW may be rows of one product (convt/implicit_gemm.h): sizes, strides of places
+// and phases are then those of the folded problem.
+//
 // IEEE float32: turn_operands has split both operands into two numbers that TF32 has (convt/device/tf32.cuh),
 // and a stage holds both parts of both. Tensor cores cut sums off where they add, so that many products of
 // one sign drift: those of a stage are summed by themselves, the smaller ones first, and fp32 sums take them
@@ -94,6 +97,8 @@ struct Params {
   int chunks, stages;
   unsigned expected_bytes;
   int store_elements;
+  int log2_fold_h, log2_fold_w;
+  int64_t fold_row;  // between neighbouring phases along H that are rows of a product
   bool output_channels_last, after_turning;
   ImplicitGemmShared shared;
 };
@@ -531,13 +536,13 @@ struct ChannelLines {
   static_assert(kPlaces * kPitch <= kImplicitGemmOutputBytes);
 };
 
-template <typename C, typename T>
+template <int kPlaces, typename C, typename T>
 __device__ inline void lay_channels(unsigned lines, int slice, const RoundedSums<C, T>& sums) {
   using Lines = ChannelLines<T>;
   const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, warp = thread / 32, lane = thread % 32;
 #pragma unroll
-  for (int j = 0; j < Lines::kPlaces / 8; j += 2) {
-    const int first = slice * (Lines::kPlaces / 8) + j;
+  for (int j = 0; j < kPlaces / 8; j += 2) {
+    const int first = slice * (kPlaces / 8) + j;
     if constexpr (sizeof(T) == 2) {
       const int place = 8 * (j + lane / 16) + lane % 8, row = warp * 16 + lane / 8 % 2 * 8;
       store_transposed(lines + place * Lines::kPitch + row * 2, sums.word(first, 0, 0),
@@ -579,7 +584,8 @@ __device__ inline void store_channels(const Params<T>& p, unsigned lines, const 
 #pragma unroll 1
   for (int slice = 0; slice < kSlices; ++slice) {
     sync_threads<128>(bar);
-    with_constant<kSlices>(slice, [&](int i) { lay_channels<C, T>(lines, i, sums); });
+    with_constant<kSlices>(slice,
+                           [&](int i) { lay_channels<ChannelLines<T>::kPlaces, C, T>(lines, i, sums); });
     sync_threads<128>(bar);
     if (!p.activation.is_identity()) {
       activate_lines<128>(p, lines, kImplicitGemmOutputBytes, static_cast<int>(threadIdx.x) % 128);
@@ -588,6 +594,86 @@ __device__ inline void store_channels(const Params<T>& p, unsigned lines, const 
     with_width_from<sizeof(T)>(p.store_elements * static_cast<int>(sizeof(T)), [&](auto width) {
       constexpr int kBytes = decltype(width)::value;
       copy_channels<kBytes>(lines, places + slice * ChannelLines<T>::kPlaces, output, couts);
+    });
+  }
+}
+
+// Copies the outputs of kPlaces places of folded phases: kPhases neighbours along W of each place, laid out
+// one after the other, of as many rows as are neighbours along W.
+template <int kBytes, int kPhases, int kPlaces, typename T>
+__device__ inline void copy_folded(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
+                                   int rows) {
+  using Lines = ChannelLines<T>;
+  constexpr int kSize = Lines::kSize, kElements = kBytes / kSize, kWord = 4 / kSize;
+  // 64 bytes are written side by side, for whole sectors; the other threads of a warp read other banks.
+  constexpr int kNeighbours = 64 / kBytes;
+  constexpr int kVectors = kRows * kPlaces * kPhases * kSize / kBytes / 128;  // of a thread
+  constexpr int kAtOnce = 4;
+  static_assert(kVectors % kAtOnce == 0 && kBytes >= 4 && (kPhases == 1 || kPhases == 2));
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, log2_fold = p.log2_fold_w;
+  const int log2_run = log2_fold + kPhases - 1, run = 1 << log2_run;  // elements of a place
+  const int log2_rows = 6 - log2_fold;
+  static_assert(kRows == 1 << 6);
+  const auto row_of = [&](int n) { return n / kNeighbours & ((1 << log2_rows) - 1); };
+  const auto element_of = [&](int n) {
+    return ((n / kNeighbours >> log2_rows) * kNeighbours + n % kNeighbours) * kElements;
+  };
+#pragma unroll 1
+  for (int n = thread; n < 128 * kVectors; n += 128 * kAtOnce) {
+    unsigned words[kAtOnce][kBytes / 4];
+    int64_t place[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = row_of(n + 128 * i) << log2_fold, first = element_of(n + 128 * i);
+      place[i] = places[first >> log2_run];
+#pragma unroll
+      for (int j = 0; j < kBytes / 4; ++j) {
+        const int e = first + j * kWord, phase = (e & (run - 1)) >> log2_fold;
+        const int line = (e >> log2_run) + phase * kPlaces;
+        words[i][j] = load_word(lines + line * Lines::kPitch + (row + (e & ((1 << log2_fold) - 1))) * kSize);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = row_of(n + 128 * i), element = element_of(n + 128 * i) & (run - 1);
+      if (place[i] == kNowhere || row << log2_fold >= rows) continue;
+      if (element >> log2_fold > 0 && (place[i] & kLastPhaseMissing) != 0) continue;
+      T* const to = output + (place[i] & ~kLastPhaseMissing) + (row >> p.log2_fold_h) * p.output_stride.c +
+                    (row & ((1 << p.log2_fold_h) - 1)) * p.fold_row + element;
+      if constexpr (kBytes == 16) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+      } else if constexpr (kBytes == 8) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(words[i][0], words[i][1]);
+      } else {
+        *reinterpret_cast<unsigned*>(to) = words[i][0];
+      }
+    }
+  }
+}
+
+// NCHW of folded phases: lines are those of NHWC.
+template <int kPhases, typename C, typename T>
+__device__ inline void store_folded(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
+                                    int rows, const RoundedSums<C, T>& first,
+                                    const RoundedSums<C, T>& second) {
+  constexpr int kPlaces = ChannelLines<T>::kPlaces / kPhases, kSlices = C::kColumns / kPlaces;
+  const int bar = 1 + static_cast<int>(threadIdx.x) / 128;
+#pragma unroll 1
+  for (int slice = 0; slice < kSlices; ++slice) {
+    sync_threads<128>(bar);
+    with_constant<kSlices>(slice, [&](int i) {
+      lay_channels<kPlaces, C, T>(lines, i, first);
+      if constexpr (kPhases == 2)
+        lay_channels<kPlaces, C, T>(lines + kPlaces * ChannelLines<T>::kPitch, i, second);
+    });
+    sync_threads<128>(bar);
+    if (!p.activation.is_identity()) {
+      activate_lines<128>(p, lines, kImplicitGemmOutputBytes, static_cast<int>(threadIdx.x) % 128);
+      sync_threads<128>(bar);
+    }
+    with_width_from<4>(p.store_elements * static_cast<int>(sizeof(T)), [&](auto width) {
+      constexpr int kBytes = decltype(width)::value;
+      copy_folded<kBytes, kPhases, kPlaces>(p, lines, places + slice * kPlaces, output, rows);
     });
   }
 }
@@ -665,12 +751,25 @@ __device__ inline void store_rows(const Params<T>& p, unsigned lines, const int6
   }
 }
 
+// Of two neighbouring phases along W.
+template <typename C, typename T>
+__device__ inline void store_pairs(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
+                                   int couts, const RoundedSums<C, T>& first,
+                                   const RoundedSums<C, T>& second) {
+  if (p.log2_fold_h + p.log2_fold_w > 0) {
+    store_folded<2, C>(p, lines, places, output, couts, first, second);
+  } else {
+    store_rows<2, C>(p, lines, places, output, couts, first, second);
+  }
+}
+
 template <typename C, typename T>
 __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsigned output, int64_t* places,
                                       unsigned full, unsigned empty) {
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
   Ring ring = {stages, full, empty};
   const unsigned lines = output + group * static_cast<unsigned>(kImplicitGemmOutputBytes);
+  const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   places += group * C::kColumns;
   for (int number = static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels); number < p.works;
        number += p.clusters) {
@@ -688,28 +787,34 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsig
     for (int half = 0; half < 2; ++half) {
       const int cout = first_cout + thread / 32 * 16 + half * 8 + thread % 32 / 4;
       if (p.bias != nullptr && cout < p.cout_per_group)
-        bias[half] = widen(p.bias[(int64_t{work.group} * p.cout_per_group + cout) * p.bias_stride]);
+        bias[half] =
+            widen(p.bias[((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.bias_stride]);
     }
     Sums<C::kColumns> sums;
     sum_products<C>(p, steps(0), ring, sums, true);
     sync_threads<128>(1 + group);
     add_bias<C::kColumns>(bias, sums);
-    T* const to = p.output + (int64_t{work.group} * p.cout_per_group + first_cout) * p.output_stride.c;
+    T* const to =
+        p.output + ((int64_t{work.group} * p.cout_per_group + first_cout) >> log2_fold) * p.output_stride.c;
     const int couts = p.cout_per_group - first_cout;
     const RoundedSums<C, T> first(sums);
     if (p.output_channels_last) {
       store_channels<C>(p, lines, places, to, couts, first);
     } else if (p.phases_together == 1) {
-      store_rows<1, C>(p, lines, places, to, couts, first, first);
+      if (log2_fold > 0) {
+        store_folded<1, C>(p, lines, places, to, couts, first, first);
+      } else {
+        store_rows<1, C>(p, lines, places, to, couts, first, first);
+      }
     } else if constexpr (sizeof(T) == 2) {
       sum_products<C>(p, steps(1), ring, sums, true);
       add_bias<C::kColumns>(bias, sums);
-      store_rows<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(sums));
+      store_pairs<C>(p, lines, places, to, couts, first, RoundedSums<C, T>(sums));
     } else if constexpr (C::kColumns == 128) {
       Sums<C::kColumns> others;
       sum_products<C>(p, steps(1), ring, others, false);
       add_bias<C::kColumns>(bias, others);
-      store_rows<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(others));
+      store_pairs<C>(p, lines, places, to, couts, first, RoundedSums<C, T>(others));
     }
   }
 }
@@ -837,10 +942,22 @@ cudaError_t make_weight_map(const Problem& problem, const ImplicitGemmLaunch& t,
 }
 
 template <typename C, typename T>
-cudaError_t launch_config(const Problem& problem, const ImplicitGemmLaunch& t, const void* workspace,
+cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, const void* workspace,
                           cudaStream_t stream) {
+  const auto log2 = [](int power) {
+    int log = 0;
+    while (1 << log < power) ++log;
+    return log;
+  };
+  const Problem problem = folded(unfolded, t.fold_h, t.fold_w);
   Params<T> p = {};
   set_problem(p, problem);
+  p.output_stride = dense_output_strides(unfolded);
+  p.fold_row = p.output_stride.h;
+  p.output_stride.h *= t.fold_h;
+  p.output_stride.w *= t.fold_w;
+  p.log2_fold_h = log2(t.fold_h);
+  p.log2_fold_w = log2(t.fold_w);
   p.padding_h = static_cast<int>(problem.h.padding);
   p.padding_w = static_cast<int>(problem.w.padding);
   p.phases_h = t.phases_h;
