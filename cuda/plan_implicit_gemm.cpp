@@ -63,7 +63,7 @@ struct Search {
   }
 
   // Cycles of a launch: counts of what the kernel's loops do, with weights fitted to some 1000 timed launches
-  // of 26 problems on an H100.
+  // of 17 layers on an H100.
   double cycles(const ImplicitGemmLaunch& t) const {
     const ImplicitGemmConfig& sizes = t.sizes();
     const double rounds = std::ceil(static_cast<double>(t.works()) * t.cluster() / t.grid);
@@ -72,11 +72,15 @@ struct Search {
     const double most_steps = static_cast<double>(most_taps(t.phases_h)) * t.chunks *
                               (t.phases_together == 1 ? most_taps(t.phases_w) : kernel_w);
     const double steps = std::max(most_steps, rounds * all_steps / static_cast<double>(t.phases()));
-    // Blocks of a cluster wait for each other, which a shared weight makes up for where operands are split.
-    const double shared_weight = parts > 1 ? t.cluster_pixels : 1;
+    // Blocks of a cluster wait for each other, which a shared weight makes up for where operands are split
+    // and all phases have as many taps.
+    const bool even = problem.h.kernel == most_taps(t.phases_h) * problem.h.stride &&
+                      problem.w.kernel == most_taps(t.phases_w) * problem.w.stride;
+    const double shared_weight = parts > 1 && even ? t.cluster_pixels : 1;
     const double loads = static_cast<double>(kImplicitGemmLine * parts) *
                          (sizes.rows / shared_weight + 1.0 * sizes.pixels / t.cluster_rows);
-    const double waits = t.cluster() == 1 || parts > 1 ? 1 : 1.05;
+    const bool waits_pay = parts > 1 && (even || t.cluster_pixels == 1);
+    const double waits = t.cluster() == 1 || waits_pay ? 1 : 1.05;
     // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
     double products = size == 2 ? 0.0185 : 0.018;
     if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : 1.12);
@@ -104,6 +108,7 @@ struct Search {
         store = problem.w.stride > 2 ? 0.35 : !fits_l2 ? 0.25 : size == 2 ? 0.1 : 0.14;
       } else {
         store = row % kSector == 0 || fits_l2 ? 0.058 : 0.058 + 0.24 * std::min(1.0, 2.0 * kSector / row);
+        if (t.store_elements * size < 4) store = std::max(store, 0.3);
       }
       if (!t.flat && !t.blocks && t.cols * t.phases_together * size < kSector) store *= 2;
     }
