@@ -123,7 +123,7 @@ struct Search {
     const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) +
                         (t.turns_input ? 0.0013 * moved * input : 0) +
                         (t.turns_weight ? (gathers ? 0.003 : 0.0015) * moved * weight : 0);
-    return 7000 + (t.cluster() == 1 ? 0 : 1000) + turn +
+    return 7000 + (t.cluster() == 1 || t.fold() == 1 ? 0 : 1000) + turn +
            std::max(steps * (tensor + load * loads) + rounds * (between + store * bytes),
                     0.00057 * (input + output));
   }
