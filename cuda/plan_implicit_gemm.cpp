@@ -308,8 +308,8 @@ struct Search {
   }
 };
 
-// How many neighbouring phases along an axis may be rows of one product, beside none: the most, up to 8, that
-// divide everything.
+// How many neighbouring phases along an axis may be rows of one product, beside none: the largest power of
+// two, up to 8, that divides everything.
 std::vector<int> folds(const Problem& problem, const Axis& axis) {
   int fold = axis.dilation == 1 && !problem.output_channels_last ? 8 : 1;
   while (!divides(fold, {axis.stride, axis.kernel, axis.padding, axis.output})) fold /= 2;

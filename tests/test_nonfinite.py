@@ -38,6 +38,7 @@ GEOMETRIES = (
     Geometry("groups_of_3", (2, 6, 9, 8), 4, (7, 3), stride=(1, 2), padding=(3, 1), groups=2),
     Geometry("few_channels", (2, 2, 5, 40), 1, (5, 5), stride=(2, 2), padding=(2, 2), output_padding=(1, 1)),
     Geometry("many_images", (19, 8, 2, 2), 5, (4, 4), stride=(2, 2), padding=(1, 1)),
+    Geometry("folded", (2, 9, 5, 6), 12, (4, 4), stride=(2, 2)),
 )
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
 values = pytest.mark.parametrize("value", [INF, -INF, NAN], ids=str)

@@ -38,9 +38,10 @@ inline constexpr int kImplicitGemmMaxStages = 8;
 // Flat tiles take pixels as they follow each other in memory, where every output sees the one input that has
 // its place.
 //
-// Of NCHW, neighbouring phases can be rows of one product: where `fold` divides stride, filter, padding and
-// output along an axis, the outputs of a channel are those of `fold` channels of a smaller problem, side by
-// side (`folded`). Everything but the weight's layout and the stores sees the smaller problem.
+// Of NCHW, neighbouring phases can be rows of one product: where `fold`, a power of two, divides stride,
+// filter, padding and output along an axis, the outputs of a channel are those of `fold` channels of a
+// smaller problem, side by side (`folded`). Everything but the weight's layout and the stores sees the
+// smaller problem.
 struct ImplicitGemmLaunch {
   int config = 0;
   int element_size = 2;

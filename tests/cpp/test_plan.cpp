@@ -453,7 +453,13 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
     CHECK((launch.blocks ? aligned(p.cin(), in.c) : aligned(p.w.input, in.w)), context);
   }
   if (launch.turns_weight) {
-    CHECK(launch.workspace_bytes > launch.weight_offset && launch.weight_offset % 16 == 0, context);
+    const int64_t taps = p.h.kernel * p.w.kernel;
+    const int64_t turned =
+        p.groups * taps *
+        (size == 4 ? launch.padded_cin * p.cout_per_group : p.cin_per_group * launch.padded_cout);
+    CHECK(static_cast<int64_t>(launch.workspace_bytes - launch.weight_offset) >= turned * launch.parts * size,
+          context);
+    CHECK(launch.weight_offset % 16 == 0, context);
   } else {
     CHECK(size == 2 && (p.weight_stride.cout == 1 || p.cout_per_group == 1), context);
     CHECK(aligned(p.cin(), p.weight_stride.cin), context);
@@ -814,7 +820,7 @@ void test_description() {
     rounded.float32_precision = precision;
     const char* const expected =
         precision == convt::Float32Precision::kIeee ? " precision=ieee" : " precision=tf32";
-    for (const char* const kernel : {"thin", "tile_mma", "tile_wgmma"}) {
+    for (const char* const kernel : {"thin", "tile_mma", "tile_wgmma", "implicit_gemm"}) {
       const std::string text = convt::describe(convt::make_plan(rounded, kH100, kernel));
       CHECK(text.find(expected) != std::string::npos, text);
     }

@@ -24,8 +24,8 @@
 //
 // IEEE float32: turn_operands has split both operands into two numbers that TF32 has (convt/device/tf32.cuh),
 // and a stage holds both parts of both. Tensor cores cut sums off where they add, so that many products of
-// one sign drift: those of a stage are summed by themselves, the smaller ones first, and fp32 sums take them
-// over.
+// one sign drift: those of a stage are summed by themselves, and fp32 sums take them over. The smaller ones
+// have sums of their own or, where no registers are left, come first.
 //
 // Zeros outside the image are multiplied by weights: a weight that is not finite makes NaN of the outputs
 // that meet them.
@@ -367,8 +367,8 @@ __device__ inline void multiply_small(Sums<C::kColumns>& sums, unsigned a, unsig
 }
 
 // The same of split operands. With kSmallSums, products of a first and a second part have sums of their own
-// for as long as what is cut off them is below 2^-24 of the sum of all magnitudes: eight additions a stage,
-// each cutting off less than 2^-23 of what is less than 2^-11 of that.
+// for as long as what is cut off them is below 2^-23 of the sum of all magnitudes: eight additions a stage,
+// each cutting off less than 2^-23 of what is less than 2^-10 of that.
 template <bool kSmallSums, typename C, typename T>
 __device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
   constexpr int kColumns = C::kColumns, kSmallStages = 128;
