@@ -301,6 +301,23 @@ __device__ inline void give_back(const Params<T>& p, unsigned barrier) {
   }
 }
 
+// The descriptors of this warpgroup's operands.
+struct Operands {
+  unsigned a, b;
+};
+
+// Waits until the ring's stage is there.
+template <typename C, typename T>
+__device__ inline Operands wait_for_stage(const Params<T>& p, const Ring& ring) {
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  wait(ring.full + 8 * ring.stage, ring.parity);
+  const unsigned weight = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
+  const unsigned input = weight + static_cast<unsigned>(p.shared.weight_bytes);
+  return {
+      wgmma_swizzled_descriptor(weight + (C::kDividesRows ? group * kTileBytes : 0), 0),
+      wgmma_swizzled_descriptor(input + (C::kDividesRows ? 0 : group * C::kColumns * kLine), kBlock * kLine)};
+}
+
 template <int kBlocks>
 __device__ inline void clear(float (&sums)[kBlocks][4]) {
 #pragma unroll
@@ -313,19 +330,13 @@ __device__ inline void clear(float (&sums)[kBlocks][4]) {
 template <typename C, typename T>
 __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
   constexpr int kColumns = C::kColumns;
-  const int group = static_cast<int>(threadIdx.x) / 128;
   constexpr unsigned kWeightStep = sizeof(T) == 4 ? 2 : 16 * kLine / 16;  // in 16 bytes
   constexpr unsigned kInputStep = C::kBlocks ? 16 * kLine / 16 : 2;
   clear(sums);
   unsigned previous = 0;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    wait(ring.full + 8 * ring.stage, ring.parity);
-    const unsigned from = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
-    const unsigned input = from + static_cast<unsigned>(p.shared.weight_bytes);
-    const unsigned a = wgmma_swizzled_descriptor(from + (C::kDividesRows ? group * kTileBytes : 0), 0);
-    const unsigned b =
-        wgmma_swizzled_descriptor(input + (C::kDividesRows ? 0 : group * kColumns * kLine), kBlock * kLine);
+    const auto [a, b] = wait_for_stage<C>(p, ring);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kSteps; ++i)
@@ -372,7 +383,6 @@ __device__ inline void multiply_small(Sums<C::kColumns>& sums, unsigned a, unsig
 template <bool kSmallSums, typename C, typename T>
 __device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
   constexpr int kColumns = C::kColumns, kSmallStages = 128;
-  const int group = static_cast<int>(threadIdx.x) / 128;
   clear(sums);
 #pragma unroll 1
   for (int step = 0; step < steps;) {
@@ -380,12 +390,7 @@ __device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring,
     if constexpr (kSmallSums) clear(small);
 #pragma unroll 1
     for (const int end = kSmallSums ? min(step + kSmallStages, steps) : steps; step < end; ++step) {
-      wait(ring.full + 8 * ring.stage, ring.parity);
-      const unsigned from = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
-      const unsigned input = from + static_cast<unsigned>(p.shared.weight_bytes);
-      const unsigned a = wgmma_swizzled_descriptor(from + (C::kDividesRows ? group * kTileBytes : 0), 0);
-      const unsigned b =
-          wgmma_swizzled_descriptor(input + (C::kDividesRows ? 0 : group * kColumns * kLine), kBlock * kLine);
+      const auto [a, b] = wait_for_stage<C>(p, ring);
       Sums<kColumns> few;
       wgmma_fence();
       if constexpr (!kSmallSums) {
@@ -576,26 +581,34 @@ __device__ inline void copy_channels(unsigned lines, const int64_t* places, T* o
   }
 }
 
-template <typename C, typename T>
-__device__ inline void store_channels(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
-                                      int couts, const RoundedSums<C, T>& sums) {
-  constexpr int kSlices = C::kColumns / ChannelLines<T>::kPlaces;
+// Lays the warpgroup's sums out, a slice at a time, and copies what has been laid out to the output, kLeast
+// bytes of each store at least.
+template <int kSlices, int kLeast, typename T, typename Lay, typename Copy>
+__device__ inline void store_slices(const Params<T>& p, unsigned lines, const Lay& lay, const Copy& copy) {
   const int bar = 1 + static_cast<int>(threadIdx.x) / 128;
 #pragma unroll 1
   for (int slice = 0; slice < kSlices; ++slice) {
     sync_threads<128>(bar);
-    with_constant<kSlices>(slice,
-                           [&](int i) { lay_channels<ChannelLines<T>::kPlaces, C, T>(lines, i, sums); });
+    with_constant<kSlices>(slice, lay);
     sync_threads<128>(bar);
     if (!p.activation.is_identity()) {
       activate_lines<128>(p, lines, kImplicitGemmOutputBytes, static_cast<int>(threadIdx.x) % 128);
       sync_threads<128>(bar);
     }
-    with_width_from<sizeof(T)>(p.store_elements * static_cast<int>(sizeof(T)), [&](auto width) {
-      constexpr int kBytes = decltype(width)::value;
-      copy_channels<kBytes>(lines, places + slice * ChannelLines<T>::kPlaces, output, couts);
-    });
+    with_width_from<kLeast>(p.store_elements * static_cast<int>(sizeof(T)),
+                            [&](auto width) { copy(slice, width); });
   }
+}
+
+template <typename C, typename T>
+__device__ inline void store_channels(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
+                                      int couts, const RoundedSums<C, T>& sums) {
+  constexpr int kPlaces = ChannelLines<T>::kPlaces, kSlices = C::kColumns / kPlaces;
+  store_slices<kSlices, sizeof(T)>(
+      p, lines, [&](int slice) { lay_channels<kPlaces, C, T>(lines, slice, sums); },
+      [&](int slice, auto width) {
+        copy_channels<decltype(width)::value>(lines, places + slice * kPlaces, output, couts);
+      });
 }
 
 // Copies the outputs of kPlaces places of folded phases: kPhases neighbours along W of each place, laid out
@@ -657,25 +670,17 @@ __device__ inline void store_folded(const Params<T>& p, unsigned lines, const in
                                     int rows, const RoundedSums<C, T>& first,
                                     const RoundedSums<C, T>& second) {
   constexpr int kPlaces = ChannelLines<T>::kPlaces / kPhases, kSlices = C::kColumns / kPlaces;
-  const int bar = 1 + static_cast<int>(threadIdx.x) / 128;
-#pragma unroll 1
-  for (int slice = 0; slice < kSlices; ++slice) {
-    sync_threads<128>(bar);
-    with_constant<kSlices>(slice, [&](int i) {
-      lay_channels<kPlaces, C, T>(lines, i, first);
-      if constexpr (kPhases == 2)
-        lay_channels<kPlaces, C, T>(lines + kPlaces * ChannelLines<T>::kPitch, i, second);
-    });
-    sync_threads<128>(bar);
-    if (!p.activation.is_identity()) {
-      activate_lines<128>(p, lines, kImplicitGemmOutputBytes, static_cast<int>(threadIdx.x) % 128);
-      sync_threads<128>(bar);
-    }
-    with_width_from<4>(p.store_elements * static_cast<int>(sizeof(T)), [&](auto width) {
-      constexpr int kBytes = decltype(width)::value;
-      copy_folded<kBytes, kPhases, kPlaces>(p, lines, places + slice * kPlaces, output, rows);
-    });
-  }
+  store_slices<kSlices, 4>(
+      p, lines,
+      [&](int slice) {
+        lay_channels<kPlaces, C, T>(lines, slice, first);
+        if constexpr (kPhases == 2)
+          lay_channels<kPlaces, C, T>(lines + kPlaces * ChannelLines<T>::kPitch, slice, second);
+      },
+      [&](int slice, auto width) {
+        copy_folded<decltype(width)::value, kPhases, kPlaces>(p, lines, places + slice * kPlaces, output,
+                                                              rows);
+      });
 }
 
 // NCHW: a line is a piece of a warp's output channel; of two phases, places alternate between them.
@@ -751,15 +756,15 @@ __device__ inline void store_rows(const Params<T>& p, unsigned lines, const int6
   }
 }
 
-// Of two neighbouring phases along W.
-template <typename C, typename T>
-__device__ inline void store_pairs(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
-                                   int couts, const RoundedSums<C, T>& first,
-                                   const RoundedSums<C, T>& second) {
+// NCHW, whether phases are folded or not.
+template <int kPhases, typename C, typename T>
+__device__ inline void store_planes(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
+                                    int couts, const RoundedSums<C, T>& first,
+                                    const RoundedSums<C, T>& second) {
   if (p.log2_fold_h + p.log2_fold_w > 0) {
-    store_folded<2, C>(p, lines, places, output, couts, first, second);
+    store_folded<kPhases, C>(p, lines, places, output, couts, first, second);
   } else {
-    store_rows<2, C>(p, lines, places, output, couts, first, second);
+    store_rows<kPhases, C>(p, lines, places, output, couts, first, second);
   }
 }
 
@@ -801,20 +806,16 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsig
     if (p.output_channels_last) {
       store_channels<C>(p, lines, places, to, couts, first);
     } else if (p.phases_together == 1) {
-      if (log2_fold > 0) {
-        store_folded<1, C>(p, lines, places, to, couts, first, first);
-      } else {
-        store_rows<1, C>(p, lines, places, to, couts, first, first);
-      }
+      store_planes<1, C>(p, lines, places, to, couts, first, first);
     } else if constexpr (sizeof(T) == 2) {
       sum_products<C>(p, steps(1), ring, sums, true);
       add_bias<C::kColumns>(bias, sums);
-      store_pairs<C>(p, lines, places, to, couts, first, RoundedSums<C, T>(sums));
+      store_planes<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(sums));
     } else if constexpr (C::kColumns == 128) {
       Sums<C::kColumns> others;
       sum_products<C>(p, steps(1), ring, others, false);
       add_bias<C::kColumns>(bias, others);
-      store_pairs<C>(p, lines, places, to, couts, first, RoundedSums<C, T>(others));
+      store_planes<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(others));
     }
   }
 }
