@@ -13,6 +13,9 @@
 // grows with the square root of the number of products in a block instead of all of them.
 //
 // Index is the type of coordinates and linear indices; offsets into tensors always have 64 bits.
+//
+// It also repairs what another kernel has written: where that multiplies inputs that an output must not see
+// by zeros, those that are not finite show as NaN, and outputs that are NaN are computed once more.
 
 #include <algorithm>
 #include <limits>
@@ -36,6 +39,7 @@ struct GenericParams {
   Index cin_per_group;
   Divisor<Index> cout, cout_per_group, columns, rows;  // of the output
   Index outputs;                                       // elements of it
+  const unsigned* repairs;  // null, or only outputs that are NaN are computed, if this is not zero
   ActivationStrides input_stride;
   WeightStrides weight_stride;
   int64_t bias_stride;
@@ -83,9 +87,11 @@ __global__ void __launch_bounds__(kThreads, 4)
                    const T* __restrict__ input, const T* __restrict__ weight, const T* __restrict__ bias,
                    T* __restrict__ output) {
   using Acc = accumulator_t<T>;
+  if (p.repairs != nullptr && *p.repairs == 0) return;
   const Index step = static_cast<Index>(gridDim.x) * kThreads;
   for (Index linear = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x; linear < p.outputs;
        linear += step) {
+    if (p.repairs != nullptr && !isnan(widen(output[linear]))) continue;
     const OutputPoint<Index> at = locate(p, linear);
     const auto channel = p.cout_per_group.divide(at.c);
     const Index cin_begin = channel.quotient * p.cin_per_group;
@@ -125,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 template <typename T, typename Index>
-cudaError_t launch(const Problem& problem, cudaStream_t stream) {
+cudaError_t launch(const Problem& problem, const unsigned* repairs, cudaStream_t stream) {
   GenericParams<Index> p;
   p.phases_h =
       make_axis_phases<Index>(static_cast<Index>(problem.h.stride), static_cast<Index>(problem.h.dilation),
@@ -147,9 +153,11 @@ cudaError_t launch(const Problem& problem, cudaStream_t stream) {
   p.weight_stride = problem.weight_stride;
   p.bias_stride = problem.bias_stride;
   p.channels_last = problem.output_channels_last;
+  p.repairs = repairs;
 
-  constexpr int64_t kMaxBlocks = 1 << 20;  // the grid strides over the rest
-  const int64_t blocks = std::min(kMaxBlocks, (problem.output_elements() + kThreads - 1) / kThreads);
+  // The grid strides over the rest. Repairs are rare: their blocks should end at once.
+  const int64_t most_blocks = repairs == nullptr ? 1 << 20 : 1 << 10;
+  const int64_t blocks = std::min(most_blocks, (problem.output_elements() + kThreads - 1) / kThreads);
   generic_kernel<T, Index><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
       p, activation_params<accumulator_t<T>>(problem.activation), static_cast<const T*>(problem.input),
       static_cast<const T*>(problem.weight), static_cast<const T*>(problem.bias),
@@ -165,24 +173,33 @@ bool fits_32_bits(const Problem& p) {
 }
 
 template <typename T>
-cudaError_t launch_any_size(const Problem& problem, cudaStream_t stream) {
-  return fits_32_bits(problem) ? launch<T, int32_t>(problem, stream) : launch<T, int64_t>(problem, stream);
+cudaError_t launch_any_size(const Problem& problem, const unsigned* repairs, cudaStream_t stream) {
+  return fits_32_bits(problem) ? launch<T, int32_t>(problem, repairs, stream)
+                               : launch<T, int64_t>(problem, repairs, stream);
+}
+
+cudaError_t launch_any_type(const Problem& problem, const unsigned* repairs, cudaStream_t stream) {
+  switch (problem.dtype) {
+    case DType::kFloat64:
+      return launch_any_size<double>(problem, repairs, stream);
+    case DType::kFloat32:
+      return launch_any_size<float>(problem, repairs, stream);
+    case DType::kFloat16:
+      return launch_any_size<__half>(problem, repairs, stream);
+    case DType::kBFloat16:
+      return launch_any_size<__nv_bfloat16>(problem, repairs, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
 cudaError_t launch_generic(const Problem& problem, cudaStream_t stream) {
-  switch (problem.dtype) {
-    case DType::kFloat64:
-      return launch_any_size<double>(problem, stream);
-    case DType::kFloat32:
-      return launch_any_size<float>(problem, stream);
-    case DType::kFloat16:
-      return launch_any_size<__half>(problem, stream);
-    case DType::kBFloat16:
-      return launch_any_size<__nv_bfloat16>(problem, stream);
-  }
-  return cudaErrorInvalidValue;
+  return launch_any_type(problem, nullptr, stream);
+}
+
+cudaError_t launch_generic_repair(const Problem& problem, const unsigned* word, cudaStream_t stream) {
+  return launch_any_type(problem, word, stream);
 }
 
 }  // namespace convt

@@ -668,8 +668,13 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
       return kThinPaths.of(problem)(problem, plan.thin, stream);
     case Kernel::kTileMma:
       return launch_tensor_cores(problem, plan.tile_mma, kTileMmaPaths, workspace, stream);
-    case Kernel::kTileWgmma:
-      return launch_tensor_cores(problem, plan.tile_wgmma, kTileWgmmaPaths, workspace, stream);
+    case Kernel::kTileWgmma: {
+      const cudaError_t error =
+          launch_tensor_cores(problem, plan.tile_wgmma, kTileWgmmaPaths, workspace, stream);
+      return error != cudaSuccess || !plan.tile_wgmma.repairs
+                 ? error
+                 : launch_generic_repair(problem, repair_word(plan.tile_wgmma, workspace), stream);
+    }
     case Kernel::kCol2im:
       return problem.dtype == DType::kFloat16 ? launch_col2im_fp16(problem, plan.col2im, stream)
                                               : launch_col2im_bf16(problem, plan.col2im, stream);

@@ -33,7 +33,8 @@ struct PackParams {
   int log2_couts, blocks_m;
   int chunk_steps, all_chunks, max_offsets, phase_sets;
   int cin_per_group, cout_per_group;
-  int pitch;  // elements from channel to channel in shared memory
+  int pitch;              // elements from channel to channel in shared memory
+  unsigned* repair_word;  // to be cleared; may be null
   bool staged, phases_in_halves;
   // Neighbouring output channels are neighbours in memory: pieces run along them, not along the taps.
   bool channels_last;
@@ -59,6 +60,7 @@ __global__ void __launch_bounds__(kThreads, 4)
                           const typename Bits<kBytes>::type* __restrict__ weight, uint4* packed) {
   using Element = typename Bits<kBytes>::type;
   release_next_kernel();  // tile_wgmma waits for the weight where it reads it
+  if (p.repair_word != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *p.repair_word = 0;
   extern __shared__ __align__(16) unsigned char shared[];
   Element* const slab = reinterpret_cast<Element*>(shared);
   constexpr int kPerRegister = 4 / kBytes;
@@ -203,6 +205,7 @@ cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, voi
   p.dilation_w = launch.taps_w.dilation;
   p.blocks_m = launch.blocks_m;
   p.phases_in_halves = launch.phases_in_halves;
+  p.repair_word = launch.repairs ? repair_word(launch, workspace) : nullptr;
   const int cout_parts = std::max(1, launch.couts() / (launch.phases_in_halves ? 8 : 16));
   p.cout_parts = cout_parts;
   p.blocks_of_part = (launch.blocks_m + cout_parts - 1) / cout_parts;

@@ -453,10 +453,10 @@ std::string describe(const Plan& plan) {
     line << " config=" << t.config << " rows=" << kTileWgmmaRows << "x" << config.row_tiles
          << " pixels=" << config.pixels << " tile=" << t.images << "x" << t.rows << "x" << t.cols
          << " couts=" << t.couts() << "x" << t.cout_tiles << " halves=" << t.phases_in_halves
-         << " phases_w=" << t.phases_w << " crop=" << t.taps_h.crop << "," << t.taps_w.crop
-         << " row_tiles=" << t.row_tiles_per_block << " division=" << divisions[static_cast<int>(t.division)]
-         << " steps=" << t.chunk_steps << "x" << t.chunks << " stages=" << t.stages << "+" << t.row_stages
-         << " weight=";
+         << " inputs=" << t.taps_w.inputs << " repairs=" << t.repairs << " phases_w=" << t.phases_w
+         << " crop=" << t.taps_h.crop << "," << t.taps_w.crop << " row_tiles=" << t.row_tiles_per_block
+         << " division=" << divisions[static_cast<int>(t.division)] << " steps=" << t.chunk_steps << "x"
+         << t.chunks << " stages=" << t.stages << "+" << t.row_stages << " weight=";
     if (t.keeps_weight) {
       line << "kept";
     } else {

@@ -61,14 +61,16 @@ int operand_parts(const Problem& problem);
 enum class Crop { kNone, kPadding };
 bool is_distinct(Crop crop, const Problem& problem);
 
-// Fills `taps` for phase sets of set_size; false if an offset leaves 32 bits.
-bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps);
+// Fills `taps` for points of so many inputs and phase sets of set_size; false if an offset leaves 32 bits.
+bool make_axis_taps(const Axis& axis, int crop, int set_size, int inputs, AxisTaps* taps);
 
-// Sets the taps for phase sets of set_h x set_w, and the grid; false if an offset leaves 32 bits.
-bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch);
+// Sets the taps for phase sets of set_h x set_w, and the grid, of points that have `inputs_w` inputs along W;
+// false if an offset leaves 32 bits.
+bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch,
+              int inputs_w = 1);
 
 // Whether all phases of every set have the same offsets, so that they may share a block of rows: otherwise a
-// row would multiply inputs that its output must not see, by zeros.
+// row multiplies inputs that its output must not see, by zeros.
 bool phases_agree(const AxisTaps& taps);
 
 // Sets launch.max_offsets, and returns the number of offsets summed over the phase sets.

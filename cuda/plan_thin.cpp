@@ -205,11 +205,11 @@ struct Search {
     for (const int crop : {cropped, 0}) {
       if (stride > kMaxSetPhases) break;
       launch.grid_h = static_cast<int>(ceil_div(problem.h.output + crop, stride));
-      if (!make_axis_taps(problem.h, crop, stride, &launch.taps_h)) return false;
+      if (!make_axis_taps(problem.h, crop, stride, 1, &launch.taps_h)) return false;
       if (phases_agree(launch.taps_h)) return true;
     }
     launch.grid_h = static_cast<int>(ceil_div(problem.h.output, stride));
-    return make_axis_taps(problem.h, 0, 1, &launch.taps_h);
+    return make_axis_taps(problem.h, 0, 1, 1, &launch.taps_h);
   }
 };
 

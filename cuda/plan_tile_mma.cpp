@@ -12,19 +12,21 @@
 
 namespace convt {
 
-bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
-  taps->stride = static_cast<int>(axis.stride);
+bool make_axis_taps(const Axis& axis, int crop, int set_size, int inputs, AxisTaps* taps) {
+  const int64_t stride = inputs * axis.stride;
+  taps->stride = static_cast<int>(stride);
+  taps->inputs = inputs;
   taps->dilation = static_cast<int>(axis.dilation);
   taps->kernel = static_cast<int>(axis.kernel);
   taps->crop = crop;
   taps->reach = static_cast<int>(axis.padding) - crop;
   taps->set_size = set_size;
-  taps->sets = static_cast<int>(ceil_div(axis.stride, set_size));
+  taps->sets = static_cast<int>(ceil_div(stride, set_size));
   int64_t least = std::numeric_limits<int64_t>::max(), most = std::numeric_limits<int64_t>::min();
   int entries = 0;
   for (int set = 0; set < taps->sets; ++set) {
     std::map<int64_t, uint32_t> phases_of_offset;
-    for (int j = 0; j < set_size && set * set_size + j < axis.stride; ++j) {
+    for (int j = 0; j < set_size && set * set_size + j < stride; ++j) {
       for (int64_t k = 0; k < axis.kernel; ++k) {
         const int64_t distance = set * set_size + j + taps->reach - k * axis.dilation;
         if (distance % axis.stride == 0) phases_of_offset[distance / axis.stride] |= 1u << j;
@@ -33,8 +35,8 @@ bool make_axis_taps(const Axis& axis, int crop, int set_size, AxisTaps* taps) {
     taps->begin[set] = static_cast<int16_t>(entries);
     for (const auto& [offset, phases] : phases_of_offset) {
       if (offset <= -kMaxCoordinate || offset >= kMaxCoordinate) return false;
-      least = std::min(least, offset);
-      most = std::max(most, offset);
+      least = std::min<int64_t>(least, taps->point_of(static_cast<int>(offset)));
+      most = std::max<int64_t>(most, taps->point_of(static_cast<int>(offset)));
       taps->offset[entries] = static_cast<int32_t>(offset);
       taps->phases[entries] = phases;
       ++entries;
@@ -59,14 +61,14 @@ bool is_distinct(Crop crop, const Problem& p) {
   return crop == Crop::kNone || p.h.padding % p.h.stride != 0 || p.w.padding % p.w.stride != 0;
 }
 
-bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch) {
-  const auto set_axis = [crop](const Axis& axis, int set_size, AxisTaps& taps, int& grid) {
+bool set_taps(const Problem& problem, Crop crop, int set_h, int set_w, TileMmaLaunch& launch, int inputs_w) {
+  const auto set_axis = [crop](const Axis& axis, int set_size, int inputs, AxisTaps& taps, int& grid) {
     const int cropped = crop == Crop::kNone ? 0 : static_cast<int>(axis.padding % axis.stride);
-    grid = static_cast<int>(ceil_div(axis.output + cropped, axis.stride));
-    return make_axis_taps(axis, cropped, set_size, &taps);
+    grid = static_cast<int>(ceil_div(axis.output + cropped, inputs * axis.stride));
+    return make_axis_taps(axis, cropped, set_size, inputs, &taps);
   };
-  return set_axis(problem.h, set_h, launch.taps_h, launch.grid_h) &&
-         set_axis(problem.w, set_w, launch.taps_w, launch.grid_w);
+  return set_axis(problem.h, set_h, 1, launch.taps_h, launch.grid_h) &&
+         set_axis(problem.w, set_w, inputs_w, launch.taps_w, launch.grid_w);
 }
 
 int sum_offsets(TileMmaLaunch& launch) {
@@ -106,9 +108,10 @@ void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch) 
     return;
   }
   launch.load_vector = widest({in.n, in.c, in.h, problem.w.input});
-  const bool neighbours = may_be_flat && in.h == problem.w.input && launch.cols == problem.w.input &&
-                          launch.grid_w == problem.w.input && launch.taps_w.least_offset == 0 &&
-                          launch.taps_w.span == 0 && launch.taps_h.least_offset == 0;
+  const bool neighbours = may_be_flat && launch.taps_w.inputs == 1 && in.h == problem.w.input &&
+                          launch.cols == problem.w.input && launch.grid_w == problem.w.input &&
+                          launch.taps_w.least_offset == 0 && launch.taps_w.span == 0 &&
+                          launch.taps_h.least_offset == 0;
   const int64_t image = problem.h.input * problem.w.input;
   launch.flat_rows = neighbours && image < kMaxCoordinate && launch.rows > 1;
   if (launch.flat_rows) {

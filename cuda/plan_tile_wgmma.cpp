@@ -40,7 +40,7 @@ struct Search {
   // What a multiplying warpgroup needs to store 64 pixels of a row tile, in cycles.
   double slice_cycles(const TileWgmmaLaunch& launch, int bytes) const {
     if (problem.output_channels_last) return bytes > 0 ? 597 : 4480;
-    if (bytes > 0) return bytes == 4 ? 529 : bytes == 8 ? 200 : 150;
+    if (bytes > 0) return bytes == 2 ? 1050 : bytes == 4 ? 529 : bytes == 8 ? 200 : 150;
     if (launch.phases_w == launch.taps_w.stride) return 2810;
     // Sectors of the output are written in parts, by several row tiles.
     return size == 2 ? 4600 : 4600.0 * launch.taps_w.stride / launch.phases_w;
@@ -78,7 +78,8 @@ struct Search {
 
     const double turns = (launch.keeps_planes() ? 1 : rounds) * launch.chunks;
     const double channels = static_cast<double>(launch.step_channels()) * launch.chunk_steps;
-    const double cols = launch.input_channels_last ? shared.input_cols : shared.staged_cols;
+    const double cols =
+        launch.input_channels_last ? shared.input_cols * launch.taps_w.inputs : shared.staged_cols;
     const double pixels = launch.images * (launch.flat_rows ? shared.image_pixels : shared.input_rows * cols);
     const double staged = turns * pixels * channels;
     // float32 of NHWC is rounded where it lies, after its copies: they are waited for where no buffer is free
@@ -87,6 +88,8 @@ struct Search {
         launch.input_channels_last && size == 4 && (launch.stages == 2 || launch.stages == launch.chunks);
     const double stage = launch.input_channels_last && size == 2
                              ? 1.36 * staged / launch.load_vector + 1170 * turns
+                         : launch.input_channels_last && parts == 1
+                             ? 1.3 * staged / launch.load_vector + (waits ? 4000 : 3000) * turns
                              : 0.818 * staged / launch.load_vector + (waits ? 3000 : 1880) * turns;
 
     const double bytes = static_cast<double>(size);
@@ -111,8 +114,10 @@ struct Search {
     const double turns_of_blocks =
         std::ceil(static_cast<double>(launch.works()) / (static_cast<double>(launch.grid) * tiles));
     const double kept = launch.keeps_weight ? 0.05 * launch.weight_steps * launch.step_bytes() : 0;
-    return turns_of_blocks * cycles + 10600 + (launch.cluster > 1 ? 3400 : 0) +
-           0.00121 * static_cast<double>(launch.packed_bytes) + kept;
+    // TF32 with few taps to an input.
+    if (size == 4 && parts == 1 && mean_offsets <= 4) cycles *= launch.input_channels_last ? 1.15 : 1.03;
+    return turns_of_blocks * cycles + (parts == 1 ? 12500 : 10600) + (launch.cluster > 1 ? 3400 : 0) +
+           (launch.repairs ? 3500 : 0) + 0.00121 * static_cast<double>(launch.packed_bytes) + kept;
   }
 
   void consider(TileWgmmaLaunch launch) {
@@ -128,7 +133,7 @@ struct Search {
                              launch.max_offsets * parts * launch.blocks_m * 32;
     if (fragments > static_cast<double>(kMaxGrid)) return;
     launch.packed_bytes = static_cast<size_t>(fragments) * 16;
-    launch.workspace_bytes = launch.packed_bytes;
+    launch.workspace_bytes = launch.packed_bytes + (launch.repairs ? sizeof(unsigned) : 0);
     launch.grid = std::min<int64_t>(static_cast<int64_t>(works), device.sm_count);
 
     const int64_t all_steps = int64_t{all_offsets} * launch.cout_tiles * launch.channel_steps;
@@ -293,23 +298,29 @@ struct Search {
     launch.input_channels_last = reads_channels_last(problem);
     const int stride_w = static_cast<int>(problem.w.stride);
     const bool last = problem.output_channels_last;
+    // Row tiles of one phase, or the last of them, would have no more than half of their rows.
+    const bool half_empty = (problem.cout_per_group - 1) % kTileWgmmaRows < kTileWgmmaRows / 2;
     for (int index = 0; index < kTileWgmmaConfigCount; ++index) {
       if (!kTileWgmmaConfigs[index].takes(parts)) continue;
       launch.config = index;
       for (const bool halves : {false, true}) {
-        if (halves && stride_w == 1) break;
+        // Outputs of stride 1 in pairs, which share all but one tap.
+        const int inputs = halves && stride_w == 1 ? 2 : 1;
+        if (inputs == 2 && !(half_empty && problem.w.dilation == 1 && problem.w.kernel < kMaxAxisTaps)) break;
         launch.phases_in_halves = halves;
         launch.log2_couts = halves ? 5 : 6;
         launch.cout_tiles = static_cast<int>(ceil_div(problem.cout_per_group, 1 << launch.log2_couts));
         const int set_w = halves ? 2 : 1;
         // Of NCHW, the row tiles of a unit are all phases along W that are stored together.
         const bool joined = !last && kTileWgmmaConfigs[index].row_tiles == 2;
-        if (joined && stride_w % (2 * set_w) != 0) continue;
+        if (joined && inputs * stride_w % (2 * set_w) != 0) continue;
         launch.phases_w = joined ? 2 * set_w : set_w;
         for (const Crop crop : {Crop::kNone, Crop::kPadding}) {
           if (!is_distinct(crop, problem)) break;
-          if (!set_taps(problem, crop, 1, set_w, launch)) return;
-          if (halves && !phases_agree(launch.taps_w)) continue;
+          if (inputs == 2 && crop != Crop::kNone) break;
+          if (!set_taps(problem, crop, 1, set_w, launch, inputs)) return;
+          launch.repairs = halves && !phases_agree(launch.taps_w);
+          if (launch.repairs && !(half_empty && inputs * stride_w % 2 == 0)) continue;
           count_steps(launch);
           for (const auto division :
                {TileWgmmaDivision::kTiles, TileWgmmaDivision::kRowTiles, TileWgmmaDivision::kPixels}) {
@@ -330,7 +341,7 @@ const char* tile_wgmma_obstacle(const Problem& p, const DeviceLimits& device) {
   if (!device.has_wgmma) return "it needs compute capability 9.0 and a build for 9.0a";
   // Steps through the output are 32-bit.
   const ActivationStrides out = dense_output_strides(p);
-  const int64_t row = p.h.stride * out.h + p.w.stride * out.w * kMaxPlane;
+  const int64_t row = p.h.stride * out.h + std::max<int64_t>(p.w.stride, 2) * out.w * kMaxPlane;
   return row < kMaxCoordinate ? nullptr : "its steps through the output have 32 bits";
 }
 

@@ -364,6 +364,7 @@ SANITIZED = (
     Geometry("vectors", (2, 12, 9, 10), 12, (4, 4), stride=(2, 2), padding=(1, 1), groups=12),
     Geometry("folded", (2, 9, 5, 6), 7, (4, 8), stride=(2, 4)),
     Geometry("folded_odd", (3, 16, 1, 9), 6, (1, 16), stride=(1, 8), padding=(0, 4), output_padding=(0, 4)),
+    Geometry("pairs", (2, 17, 7, 45), 20, (3, 4), padding=(1, 2)),
 )
 
 

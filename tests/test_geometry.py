@@ -215,6 +215,10 @@ LARGER = (
     G("shared_row", (4, 256, 1, 208), 136, (1, 16), stride=(1, 8), padding=(0, 4)),
     G("shared_groups", (2, 160, 16, 24), 288, (3, 3), stride=(2, 2), padding=(1, 1), groups=2),
     G("shared_dilation", (2, 64, 20, 32), 192, (3, 3), stride=(2, 4), dilation=(3, 2), padding=(2, 1)),
+    # at most 32 rows of 64: outputs of stride 1 in pairs, phases that see different inputs
+    G("pairs", (2, 40, 21, 301), 32, (3, 7), padding=(1, 3)),
+    G("pairs_of_96", (1, 64, 40, 70), 96, (3, 3)),
+    G("phases_disagree", (2, 64, 20, 140), 32, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
 )
 
 
@@ -266,7 +270,7 @@ def test_folded_phases(geometry: Geometry, precision: str, target: Target, monke
         for weight in (w, w.contiguous(memory_format=torch.channels_last)):
             for layout in ("contiguous", "sliced"):
                 images = LAYOUTS[layout](x)
-                for rank in (*range(12), *range(12, 200, 7)):
+                for rank in (*range(12), *range(12, 200, 7), *range(200, 3000, 31)):
                     monkeypatch.setenv("CONVT_KERNEL", f"{target.kernel}:{rank}")
                     try:
                         line = convt_ext.plan(images, weight, b, **geometry.arguments)
@@ -278,6 +282,60 @@ def test_folded_phases(geometry: Geometry, precision: str, target: Target, monke
                     out = convt_ext.conv_transpose2d(images, weight, b, **geometry.arguments)
                     assert_accurate(out, images, weight, b, line, known, **geometry.arguments)
     assert len(folds) > 1, folds
+
+
+# No more than half of a product's rows are output channels: outputs of stride 1 are taken in pairs, and phases that
+# see different inputs share rows.
+HALF_EMPTY = (
+    G("3x3", (2, 24, 9, 44), 20, (3, 3), padding=(1, 1)),
+    G("odd_width", (2, 33, 7, 37), 32, (3, 4), padding=(0, 2)),
+    G("cropped", (1, 16, 6, 25), 5, (2, 9), padding=(1, 7)),
+    G("one_column", (3, 16, 9, 1), 8, (3, 1)),
+    G("one_output", (2, 17, 3, 5), 5, (3, 5), padding=(2, 4)),
+    G("1x1", (2, 40, 8, 9), 17, (1, 1)),
+    G("stride_along_h", (1, 24, 9, 30), 20, (4, 3), stride=(2, 1), dilation=(3, 1), padding=(1, 1)),
+    G("groups", (2, 48, 6, 20), 24, (3, 5), padding=(2, 2), groups=2),
+    G("several_images", (9, 32, 4, 6), 32, (3, 3), padding=(1, 1)),
+    G("widest", (1, 16, 2, 70), 8, (1, 63), padding=(0, 31)),
+    G("stride_2", (2, 24, 9, 20), 24, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+    G("stride_4", (2, 24, 5, 12), 16, (3, 7), stride=(2, 4), padding=(1, 2)),
+)
+
+
+@pytest.mark.parametrize("geometry", HALF_EMPTY, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@pytest.mark.parametrize(
+    "target",
+    [target for target in TENSOR_CORE_TARGETS if "tile_wgmma" in str(target.values[0])],
+    indirect=True,
+    ids=str,
+)
+def test_shared_rows(
+    geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launches that share rows, of many ranks."""
+    dtype, tried = TENSOR_CORE_PRECISIONS[precision], 0
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    images = LAYOUTS[layout](x)
+    with tf32_allowed(precision == "tf32"):
+        for rank in (*range(128), *range(128, 6000, 17)):
+            monkeypatch.setenv("CONVT_KERNEL", f"{target.kernel}:{rank}")
+            try:
+                line = convt_ext.plan(images, w, b, **geometry.arguments)
+            except RuntimeError as error:
+                assert "launches of" in str(error)  # noqa: PT017
+                break
+            if " repairs=1 " not in line:
+                continue
+            poison(geometry.output, dtype, target.device)
+            out = convt_ext.conv_transpose2d(images, w, b, **geometry.arguments)
+            assert_accurate(out, images, w, b, line, known, **geometry.arguments)
+            tried += 1
+            if tried == 24:
+                break
+    assert tried > 0
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[::5], ids=lambda geometry: geometry.name)

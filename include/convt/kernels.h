@@ -12,6 +12,14 @@ namespace convt {
 
 cudaError_t launch_generic(const Problem& problem, cudaStream_t stream);
 
+// Computes the outputs that are NaN once more, if `word` is not zero; after the kernel that has written both.
+cudaError_t launch_generic_repair(const Problem& problem, const unsigned* word, cudaStream_t stream);
+
+// Of a launch that repairs.
+inline unsigned* repair_word(const TileMmaLaunch& launch, void* workspace) {
+  return reinterpret_cast<unsigned*>(static_cast<unsigned char*>(workspace) + launch.packed_bytes);
+}
+
 cudaError_t launch_depthwise(const Problem& problem, const DepthwiseLaunch& launch, cudaStream_t stream);
 
 // Writes launch.workspace_bytes to `workspace`; before launch_tile_simt_* when launch.packs_weights.
@@ -48,7 +56,8 @@ cudaError_t launch_implicit_gemm_tf32(const Problem& problem, const ImplicitGemm
 cudaError_t launch_implicit_gemm_ieee(const Problem& problem, const ImplicitGemmLaunch& launch,
                                       const void* workspace, cudaStream_t stream);
 
-// Writes launch.packed_bytes to `workspace`; before launch_tile_mma_*.
+// Writes launch.packed_bytes to `workspace`, and clears the word of a launch that repairs; before
+// launch_tile_mma_*.
 cudaError_t launch_pack_fragments(const Problem& problem, const TileMmaLaunch& launch, void* workspace,
                                   cudaStream_t stream);
 

@@ -92,6 +92,10 @@ struct TileMmaLaunch {
   int blocks_m = 1;               // blocks of 16 rows of a row tile
   bool phases_in_halves = false;  // see above
   bool packs_blocks = false;      // the packed weight is that of tile_wgmma (convt/tile_wgmma.h)
+  // Phases of a row tile have different offsets: rows multiply inputs that their outputs must not see by
+  // zeros, which makes NaN of those that are not finite. Behind the packed weight a word tells whether any
+  // output is NaN, and launch_generic_repair computes those that are once more.
+  bool repairs = false;
 
   AxisTaps taps_h, taps_w;
   int grid_h = 1, grid_w = 1;  // points q along each axis
@@ -100,7 +104,7 @@ struct TileMmaLaunch {
   int64_t tiles_m = 1, tiles_w = 1, tiles_h = 1, tiles_n = 1, groups = 1;
 
   size_t packed_bytes = 0;
-  size_t workspace_bytes = 0;  // packed weight, then the splits' sums
+  size_t workspace_bytes = 0;  // packed weight, then the splits' sums, or the word of `repairs`
 
   int64_t grid = 1;  // thread blocks launched, each takes every grid-th piece of work
 
@@ -129,8 +133,9 @@ struct TileMmaLaunch {
 // ldmatrix have bank conflicts.
 struct TileMmaShared {
   int input_rows, input_cols;
-  int image_pixels;                // of a plane, per image
-  int staged_cols, staged_image;   // of the rows: elements of a row and of an image of a channel
+  int image_pixels;               // of a plane, per image
+  int second_inputs;              // of a plane: where the second inputs of all points begin, if they have any
+  int staged_cols, staged_image;  // of the rows: elements of a row and of an image of a channel
   int row_numbers, image_numbers;  // pixel numbers of a row and of an image of the tile
   int plane;
   int plane_buffers, row_buffers;
@@ -143,8 +148,8 @@ struct TileMmaShared {
 // The most columns before a tile's first that are read, because NCHW is read from a column that is a multiple
 // of the vector.
 inline int columns_before(const TileMmaLaunch& launch) {
-  const int vector = launch.input_channels_last ? 1 : launch.load_vector;
-  return launch.cols % vector == 0 ? launch.taps_w.least_offset & (vector - 1) : vector - 1;
+  const int vector = launch.input_channels_last ? 1 : launch.load_vector, inputs = launch.taps_w.inputs;
+  return launch.cols * inputs % vector == 0 ? launch.taps_w.least_offset * inputs & (vector - 1) : vector - 1;
 }
 
 // Elements after the channels of each staged plane, so that the lanes that turn different planes read
@@ -165,6 +170,7 @@ inline void set_staged_input(TileMmaShared& s, const TileMmaLaunch& launch) {
   s.staged_image = s.image_pixels;
   s.row_numbers = launch.cols;
   s.image_numbers = launch.rows * launch.cols;
+  s.second_inputs = 0;
   const int channels = launch.vector_channels();
   const int pixels = launch.images * s.image_pixels;
   s.row_pitch = (pixels + channels - 1) / channels * channels;

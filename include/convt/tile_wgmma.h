@@ -49,9 +49,11 @@ enum class TileWgmmaDivision {
   kPixels,    // of a tile: each takes half of their numbers
 };
 
-// Row tiles have one phase along H, and one along W or two in halves. `config` counts in kTileWgmmaConfigs.
-// The pixels of a tile are numbered along the planes, halo included. `channel_steps` counts whole chunks:
-// channels past the last are zeros. There is one split.
+// Row tiles have one phase along H, and one along W or two in halves: of a stride of 2 or more or, where
+// points have two inputs (convt/axis_taps.h), of a stride of 1. `config` counts in kTileWgmmaConfigs. The
+// pixels of a tile are its points, numbered along the planes, halo included; a plane has first the first
+// inputs of all, then the second ones. `channel_steps` counts whole chunks: channels past the last are zeros.
+// There is one split.
 struct TileWgmmaLaunch : TileMmaLaunch {
   TileWgmmaDivision division = TileWgmmaDivision::kTiles;
   int stages = 2;             // buffers of planes
@@ -70,10 +72,9 @@ struct TileWgmmaLaunch : TileMmaLaunch {
   bool keeps_planes() const { return chunks <= stages; }
   // What a warp lays out at once.
   LineShape lines() const { return {phases_in_halves ? 8 : 16, phases_w}; }
-  // Whether output is stored in pieces of `bytes`: two pixels or more of a row, or eight output channels.
+  // Whether output is stored in pieces of `bytes`: a pixel or more of a row, or eight output channels.
   bool stores_pieces(int bytes, bool output_channels_last) const {
-    return output_channels_last ? bytes == 16
-                                : phases_w == taps_w.stride && bytes >= 2 * element_size * phases_w;
+    return output_channels_last ? bytes == 16 : phases_w == taps_w.stride && bytes >= element_size * phases_w;
   }
   // Warpgroups that multiply different rows at a time, or at different times, have their own weight.
   int weight_streams() const {
@@ -110,18 +111,19 @@ inline void set_staged_input(TileWgmmaShared& s, const TileWgmmaLaunch& launch) 
   const auto whole_vectors = [channels](int columns) {
     return (columns + channels - 1) / channels * channels;
   };
-  const int exact = launch.cols + launch.taps_w.span;
+  const int exact = launch.cols + launch.taps_w.span, inputs = launch.taps_w.inputs;
   s.input_rows = launch.rows + launch.taps_h.span;
-  // Two pixels whose numbers are 2 i and 2 i + 1 lie in the same row.
+  // Points, where those have two inputs. Two whose numbers are 2 i and 2 i + 1 lie in the same row.
   s.input_cols = launch.flat_rows ? launch.cols : exact + exact % 2;
   s.image_pixels = s.input_rows * s.input_cols;
   s.row_numbers = s.input_cols;
   s.image_numbers = s.image_pixels;
-  s.staged_cols = whole_vectors(launch.flat_rows ? s.image_pixels : columns_before(launch) + exact);
+  s.staged_cols = whole_vectors(launch.flat_rows ? s.image_pixels : columns_before(launch) + inputs * exact);
   s.staged_image = (launch.flat_rows ? 1 : s.input_rows) * s.staged_cols;
   s.row_pitch = launch.images * s.staged_image;
   s.row_padding = staged_row_padding(launch.chunk_steps, channels);
-  s.plane = (launch.images * s.image_pixels) | 1;
+  s.second_inputs = launch.images * s.image_pixels;
+  s.plane = (inputs * s.second_inputs) | 1;
 }
 
 inline TileWgmmaShared tile_wgmma_shared(const TileWgmmaLaunch& launch, bool output_channels_last) {

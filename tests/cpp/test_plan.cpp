@@ -130,19 +130,27 @@ void check_limits(const Problem& p, const convt::TileSimtLaunch& launch, const D
 
 // Every tap carries its input to each of its outputs through exactly one offset.
 void check_taps(const Axis& axis, const convt::AxisTaps& taps, int points, const std::string& context) {
-  CHECK(int64_t{points} * axis.stride >= axis.output + taps.crop, context);
-  CHECK((int64_t{points} - 1) * axis.stride < axis.output + taps.crop, context);
-  CHECK(taps.crop >= 0 && taps.crop < axis.stride && taps.sets * taps.set_size >= axis.stride, context);
-  for (int r = 0; r < axis.stride; ++r) {
+  CHECK(taps.inputs == 1 || (taps.inputs == 2 && axis.stride == 1), context);
+  const int64_t stride = taps.inputs * axis.stride;
+  CHECK(taps.stride == stride, context);
+  CHECK(points * stride >= axis.output + taps.crop, context);
+  CHECK((int64_t{points} - 1) * stride < axis.output + taps.crop, context);
+  CHECK(taps.crop >= 0 && taps.crop < axis.stride && taps.sets * taps.set_size >= stride, context);
+  for (int r = 0; r < stride; ++r) {
     const int set = r / taps.set_size;
     int64_t found = 0, expected = 0;
     for (int i = taps.begin[set]; i < taps.begin[set + 1]; ++i) {
       const int offset = taps.offset[i];
-      CHECK(offset >= taps.least_offset && offset <= taps.least_offset + taps.span, context);
+      const int point = taps.point_of(offset);
+      CHECK(point * taps.inputs + taps.input_of(offset) == offset && taps.input_of(offset) >= 0 &&
+                taps.input_of(offset) < taps.inputs,
+            context);
+      CHECK(point >= taps.least_offset && point <= taps.least_offset + taps.span, context);
       const bool listed = (taps.phases[i] >> (r - set * taps.set_size) & 1) != 0;
       const int tap = taps.tap(r, offset, taps.dilation);
       CHECK(listed == (tap >= 0), context);
-      // Output o = stride * q + r - crop sits at o + padding; input q + offset reaches it through this tap.
+      // Output o = stride * q + r - crop sits at o + padding; input inputs * q + offset reaches it through
+      // this tap.
       if (listed) {
         CHECK(offset * axis.stride + tap * axis.dilation == r - taps.crop + axis.padding, context);
         ++found;
@@ -212,7 +220,10 @@ void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, co
   const int last =
       (launch.images - 1) * shared.image_numbers + (launch.rows - 1) * shared.row_numbers + launch.cols;
   CHECK(last <= config.pixels * (by_pixels ? convt::kTileWgmmaGroups : 1), context);
-  CHECK(shared.plane < 1 << 14 && shared.plane >= launch.images * shared.image_pixels, context);
+  const int inputs = launch.taps_w.inputs;
+  CHECK(shared.second_inputs == launch.images * shared.image_pixels, context);
+  CHECK(shared.plane < 1 << 14 && shared.plane >= inputs * shared.second_inputs, context);
+  CHECK(launch.taps_h.inputs == 1 && (inputs == 1 || !launch.flat_rows), context);
   CHECK(shared.image_numbers % shared.row_numbers == 0, context);
   CHECK(launch.flat_rows || shared.row_numbers % 2 == 0, context);
   // What products read past the planes is the block's.
@@ -222,9 +233,11 @@ void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, co
   CHECK(launch.couts() * launch.taps_w.set_size == convt::kTileWgmmaRows && launch.taps_h.set_size == 1,
         context);
   CHECK(launch.phases_in_halves == (launch.taps_w.set_size == 2), context);
-  // A block of 16 rows holds both phases: neither may multiply an input that only the other sees.
+  // A block of 16 rows holds both phases: where one multiplies an input that only the other sees, outputs are
+  // repaired.
   for (int i = 0; launch.phases_in_halves && i < launch.taps_w.begin[launch.taps_w.sets]; ++i)
-    CHECK(launch.taps_w.phases[i] == 3, context);
+    CHECK(launch.taps_w.phases[i] == 3 || launch.repairs, context);
+  CHECK(launch.workspace_bytes == launch.packed_bytes + (launch.repairs ? 4 : 0), context);
   CHECK(launch.stages >= 2 && launch.row_stages >= (launch.input_channels_last ? 0 : 2), context);
   // A warpgroup must see each turn of the ring, and keep no tile that the other waits for.
   CHECK(!by_tiles || launch.chunks < launch.stages, context);

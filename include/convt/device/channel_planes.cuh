@@ -73,7 +73,8 @@ __device__ inline void stage_rows(const Params<T>& p, const Tile& tile, const T*
   const int channels = p.planes * kChannelVector<T>;
   const int existing = min(channels, p.cin_per_group - channel);
   const int first_h = tile.grid_h + p.taps_h.least_offset;
-  const int first_w = (tile.grid_w + p.taps_w.least_offset) & -kPixels;  // rounded down, also below zero
+  // Rounded down, also below zero.
+  const int first_w = (tile.grid_w + p.taps_w.least_offset) * p.taps_w.inputs & -kPixels;
   const auto start = p.tile_vectors.divide(static_cast<int>(threadIdx.x));
   // With fewer vectors than threads, several threads share a vector's channels.
   const int first_channel = start.quotient < p.channel_sharers ? start.quotient : channels;
@@ -188,15 +189,17 @@ __device__ inline void stage_pixels(const Params<T>& p, const Tile& tile, const 
   constexpr int kPieces = 16 / kBytes;  // of a vector
   constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
   const int first_h = tile.grid_h + p.taps_h.least_offset;
-  const int units = p.channel_pieces * p.shared.input_cols;
+  const int units = p.channel_pieces * p.shared.input_cols * p.taps_w.inputs;
   for (int unit = threadIdx.x; unit < units; unit += kThreads) {
     const auto by_col = p.channel_pieces.divide(unit);
-    const int piece = by_col.remainder, w = tile.grid_w + p.taps_w.least_offset + by_col.quotient;
+    const int piece = by_col.remainder;
+    const int w = (tile.grid_w + p.taps_w.least_offset) * p.taps_w.inputs + by_col.quotient;
+    const int pixel =
+        p.taps_w.point_of(by_col.quotient) + p.taps_w.input_of(by_col.quotient) * p.shared.second_inputs;
     const int c = channel + piece * kElements;
     const bool exists = w >= 0 && w < p.input_w && c < p.cin_per_group;
-    unsigned destination = shared_address(planes) +
-                           (piece / kPieces * p.shared.plane + by_col.quotient) * 16 +
-                           piece % kPieces * kBytes;
+    unsigned destination =
+        shared_address(planes) + (piece / kPieces * p.shared.plane + pixel) * 16 + piece % kPieces * kBytes;
     for (int image = 0; image < p.images; ++image) {
       const int n = tile.image + image;
       // Rows of the image are h with 0 <= h < end.

@@ -110,7 +110,9 @@ __device__ inline void for_each_offset(const Params<T>& p, const Visit& visit) {
     for (int i = lane; i < p.taps_h.offsets(set_h) * count_w; i += 32) {
       const int entry_h = p.taps_h.begin[set_h] + i / count_w, entry_w = p.taps_w.begin[set_w] + i % count_w;
       const int row = p.taps_h.offset[entry_h] - p.taps_h.least_offset;
-      const int col = p.taps_w.offset[entry_w] - p.taps_w.least_offset;
+      const int offset = p.taps_w.offset[entry_w];
+      const int col = p.taps_w.point_of(offset) - p.taps_w.least_offset +
+                      p.taps_w.input_of(offset) * p.shared.second_inputs;
       visit(first_offset(p, set_h, set_w) + i, entry_h, entry_w, row * p.shared.input_cols + col);
     }
   }

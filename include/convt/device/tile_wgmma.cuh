@@ -66,12 +66,14 @@ struct WgmmaParams : Params<T> {
   Divisor<int> staged_vectors;            // of a row
   int staged_exact;                       // columns of a row that are turned
   int turned_pitch;                       // pixels from a turned row to the next
+  int odd_pixel, even_pixel;              // pixels from a turned column 4 i to 4 i + 1, and to 4 i + 2
   // Elements of the output: a pixel on, from a numbered row to the next, and past an image's rows.
   int pixel_step, row_step;
   int64_t image_step;
   bool phases_in_halves, keeps_planes, keeps_weight;
   bool stores_pieces;  // of lines that are aligned
   Divisor<int> stride_h, stride_w;
+  unsigned* not_a_number;  // is set where an output is; null if nobody asks
 
   __device__ bool divides(TileWgmmaDivision by) const { return division == by; }
 };
@@ -344,7 +346,8 @@ __device__ inline void load_weight(const WgmmaParams<T>& p, int warpgroup) {
 template <typename T>
 __device__ inline int columns_before(const WgmmaParams<T>& p, const Tile& tile) {
   if (p.input_channels_last || p.flat_rows) return 0;
-  return (tile.grid_w + p.taps_w.least_offset) & (p.load_bytes / static_cast<int>(sizeof(T)) - 1);
+  return (tile.grid_w + p.taps_w.least_offset) * p.taps_w.inputs &
+         (p.load_bytes / static_cast<int>(sizeof(T)) - 1);
 }
 
 // The chunks that are staged for a block, in their order.
@@ -455,13 +458,14 @@ __device__ inline void turn_exact_rows(const WgmmaParams<T>& p, int before, cons
     const auto by_row = p.staged_vectors.divide(by_plane.quotient);
     TurnedPixels<T> x[kChannelVector<T>];
     read_staged(p, rows, by_plane.remainder, by_plane.quotient * kPixels, x);
-    const int col = by_row.remainder * kPixels - before;
+    const int col = by_row.remainder * kPixels - before;  // even, where points have two inputs
     uint4* const destination = reinterpret_cast<uint4*>(planes) + by_plane.remainder * p.shared.plane +
-                               by_row.quotient * p.turned_pitch + col;
+                               by_row.quotient * p.turned_pitch + p.taps_w.point_of(col);
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       if (static_cast<unsigned>(col + i) < static_cast<unsigned>(p.staged_exact)) {
-        store_vector<T, kParts>(destination + i, part_planes(p), vector_of_pixel<T>(x, i));
+        store_vector<T, kParts>(destination + i / 2 * p.even_pixel + i % 2 * p.odd_pixel, part_planes(p),
+                                vector_of_pixel<T>(x, i));
       }
     }
   }
@@ -703,6 +707,25 @@ __device__ inline void clear(UnitSums<Config>& sums, int block) {
   }
 }
 
+// Whether one of a lane's sums is NaN or infinite.
+template <typename Config>
+__device__ inline bool any_not_finite(const UnitSums<Config>& sums) {
+  float zeros[4] = {};
+#pragma unroll
+  for (const auto& slice : sums) {
+#pragma unroll
+    for (const auto& part : slice) {
+#pragma unroll
+      for (const auto& c : part) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) zeros[i] = fmaf(c[i], 0.0f, zeros[i]);
+      }
+    }
+  }
+  const float zero = zeros[0] + zeros[1] + (zeros[2] + zeros[3]);
+  return zero != 0;  // NaN
+}
+
 template <typename Config>
 __device__ inline void hold_unit(UnitSums<Config>& sums) {
 #pragma unroll
@@ -840,8 +863,9 @@ __device__ inline void store_rows(const WgmmaParams<T>& p, const Tile& tile, int
   const int thread = afresh(static_cast<int>(threadIdx.x));
   constexpr int kLines = 16 * Config::kJoined / kPhases;
   const int warp = thread / 32 % 4, lane = thread % 32;
-  const int piece_pixels = p.store_bytes / (static_cast<int>(sizeof(T)) * kPhases);  // 2, 4 or 8
-  const int log2_lanes = 7 - __ffs(piece_pixels);                                    // that store a line
+  const int piece_pixels = p.store_bytes / (static_cast<int>(sizeof(T)) * kPhases);  // 1, 2, 4 or 8
+  const int log2_lanes = min(5, 7 - __ffs(piece_pixels));                            // that store a line
+  const int pixels_at_once = piece_pixels << log2_lanes;
   const int first_line = lane >> log2_lanes, piece = lane & ((1 << log2_lanes) - 1);
   const int lines = min(kLines, row_tile.couts - kLines * warp);
   Output<T> out;
@@ -860,23 +884,26 @@ __device__ inline void store_rows(const WgmmaParams<T>& p, const Tile& tile, int
     __syncwarp();  // what was laid out here before has been stored
     lay_rows<kPhases, Config>(p, out, block, sums[s]);
     __syncwarp();
-    if (walk.exists()) {
-      with_width(p.store_bytes, [&](auto width) {
-        constexpr int kBytes = decltype(width)::value;
-        if constexpr (kBytes >= 2 * kPhases * static_cast<int>(sizeof(T))) {
-          constexpr int kStep = kBytes / (2 * kPhases * static_cast<int>(sizeof(T)));  // lines side by side
-          T* place = channel + walk.at;
-          const T* source = laid;
+#pragma unroll 1
+    for (int pixel = 0; pixel < kSlice; pixel += pixels_at_once) {
+      if (walk.exists()) {
+        with_width(p.store_bytes, [&](auto width) {
+          constexpr int kBytes = decltype(width)::value, kPixels = kBytes / kPhases / int{sizeof(T)};
+          if constexpr (kPixels >= 1) {
+            constexpr int kStep = kPixels > 1 ? kPixels / 2 : 1;  // lines side by side
+            T* place = channel + walk.at;
+            const T* source = laid + pixel * kPhases;
 #pragma unroll 4
-          for (int line = first_line; line < lines; line += kStep) {
-            copy_piece<kBytes>(place, source);
-            place += kStep * p.output_stride.c;
-            source += kStep * p.shared.output_pitch;
+            for (int line = first_line; line < lines; line += kStep) {
+              copy_piece<kBytes>(place, source);
+              place += kStep * p.output_stride.c;
+              source += kStep * p.shared.output_pitch;
+            }
           }
-        }
-      });
+        });
+      }
+      walk.advance(p, pixels_at_once);
     }
-    walk.advance(p, kSlice);
   }
 }
 
@@ -1121,6 +1148,7 @@ __device__ inline void multiply_works(const WgmmaParams<T>& p) {
       hold_unit<Config>(sums);
       in_use.give_back(p, weight.stream(p));
       if (last_use) place = at;
+      if (p.not_a_number != nullptr && any_not_finite<Config>(sums)) *p.not_a_number = 1;
       if (p.bias != nullptr) bias.add_to(sums);
       if (!p.activation.is_identity()) activate_unit<T, Config>(p, sums);
       note.put_aside(0, turn, round, place.slot, place.parity);
@@ -1146,6 +1174,15 @@ __global__ void __launch_bounds__(kTileWgmmaThreads, 1)
     for (int step = 0; step < p.chunk_steps; ++step)
       steps[place * p.chunk_steps + step] = pixels + step * 2 * p.shared.plane;
   });
+  if (p.not_a_number != nullptr) {
+    // Products of pixels that stand for no point read what nobody has written: it must not look like an input
+    // that is not finite.
+    unsigned char* const end = block_shared() + p.shared.bytes;
+    for (unsigned char* at = block_shared() + p.shared.planes_offset + 16 * thread; at < end;
+         at += 16 * kTileWgmmaThreads)
+      *reinterpret_cast<uint4*>(at) = make_uint4(0, 0, 0, 0);
+    fence_for_wgmma();
+  }
   if (thread == 0) {
     // Both warpgroups use a buffer of planes, unless they take different tiles.
     const int users = p.divides(TileWgmmaDivision::kTiles) ? 4 : 4 * kGroups;
@@ -1225,8 +1262,13 @@ cudaError_t launch_config(const Problem& problem, const TileWgmmaLaunch& launch,
   p.chunk_stride = int64_t{launch.max_offsets} * launch.chunk_steps * Config::kStepBytes;
   p.row_tile_stride = p.chunks * p.chunk_stride;
   p.staged_vectors = shared.staged_cols / kTurnedPixels;
-  p.staged_exact = launch.flat_rows ? shared.image_pixels : launch.cols + launch.taps_w.span;
+  const bool pairs = launch.taps_w.inputs == 2;
+  p.staged_exact =
+      launch.flat_rows ? shared.image_pixels : launch.taps_w.inputs * (launch.cols + launch.taps_w.span);
   p.turned_pitch = launch.flat_rows ? shared.image_pixels : shared.input_cols;
+  p.odd_pixel = pairs ? shared.second_inputs : 1;
+  p.even_pixel = pairs ? 1 : 2;
+  p.not_a_number = launch.repairs ? repair_word(launch, workspace) : nullptr;
   p.pixel_step = static_cast<int>(launch.taps_w.stride * p.output_stride.w);
   p.row_step = launch.taps_h.stride * p.output_stride.h -
                shared.row_numbers * launch.taps_w.stride * p.output_stride.w;
