@@ -14,7 +14,7 @@
 //   load       one thread starts the copies of 128 bytes' worth of channels at a time, weight and input, into
 //              a ring of stages
 //   multiply   two warpgroups of 64 rows, sums in registers; then they lay the sums out in shared memory, a
-//              piece at a time, and store whole lines
+//              slice at a time, and store whole lines
 //
 // Of NCHW with stride 2 along W, both phases of a place are multiplied one after the other, and the first
 // one's outputs wait in registers, rounded, to be stored beside the second's.
@@ -32,6 +32,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
@@ -327,8 +328,10 @@ __device__ inline void clear(float (&sums)[kBlocks][4]) {
   }
 }
 
-template <typename C, typename T>
-__device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
+// `meanwhile` is called once, after the first products have been started.
+template <typename C, typename T, typename Meanwhile>
+__device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums,
+                                const Meanwhile& meanwhile) {
   constexpr int kColumns = C::kColumns;
   constexpr unsigned kWeightStep = sizeof(T) == 4 ? 2 : 16 * kLine / 16;  // in 16 bytes
   constexpr unsigned kInputStep = C::kBlocks ? 16 * kLine / 16 : 2;
@@ -347,7 +350,9 @@ __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<
     if (step > 0) give_back(p, previous);
     previous = ring.empty + 8 * ring.stage;
     if (++ring.stage == p.stages) ring.stage = 0, ring.parity ^= 1;
+    if (step == 0) meanwhile();
   }
+  if (steps == 0) meanwhile();
   wgmma_wait<0>();
   hold(sums);
   if (steps > 0) give_back(p, previous);
@@ -419,15 +424,18 @@ __device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring,
 }
 
 // `alone` says that no other sums are in registers.
-template <typename C, typename T>
+template <typename C, typename T, typename Meanwhile>
 __device__ inline void sum_products(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums,
-                                    bool alone) {
+                                    bool alone, const Meanwhile& meanwhile) {
   if constexpr (C::kParts == 1) {
-    multiply<C>(p, steps, ring, sums);
-  } else if (alone) {
-    multiply_split<true, C>(p, steps, ring, sums);
+    multiply<C>(p, steps, ring, sums, meanwhile);
   } else {
-    multiply_split<false, C>(p, steps, ring, sums);
+    meanwhile();
+    if (alone) {
+      multiply_split<true, C>(p, steps, ring, sums);
+    } else {
+      multiply_split<false, C>(p, steps, ring, sums);
+    }
   }
 }
 
@@ -437,7 +445,7 @@ __device__ inline void sum_products(const Params<T>& p, int steps, Ring& ring, S
 template <typename C, typename T>
 __device__ inline void write_places(const Params<T>& p, const Work& work, int64_t* places) {
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
-#pragma unroll 1
+#pragma unroll
   for (int i = thread; i < C::kColumns; i += 128) {
     const int n = i + (C::kDividesRows ? 0 : group * C::kColumns);
     Origin at;
@@ -473,23 +481,44 @@ __device__ inline void write_places(const Params<T>& p, const Work& work, int64_
   }
 }
 
-// Copies elements that are side by side in both, 16 bytes at most at a time.
+// 2 to 16 bytes.
 template <int kBytes>
-__device__ inline void store_elements(void* to, unsigned from) {
-  if constexpr (kBytes == 16) {
-    *reinterpret_cast<uint4*>(to) = load_words(from);
-  } else if constexpr (kBytes == 8) {
-    uint2 x;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
-    *reinterpret_cast<uint2*>(to) = x;
-  } else if constexpr (kBytes == 4) {
-    *reinterpret_cast<unsigned*>(to) = load_word(from);
-  } else {
-    unsigned short x;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from) : "memory");
-    *reinterpret_cast<unsigned short*>(to) = x;
+struct Piece {
+  static constexpr int kWords = kBytes < 4 ? 1 : kBytes / 4;
+  unsigned words[kWords];
+
+  __device__ static Piece load(unsigned from) {
+    Piece piece;
+    if constexpr (kBytes == 16) {
+      const uint4 x = load_words(from);
+      piece = {{x.x, x.y, x.z, x.w}};
+    } else if constexpr (kBytes == 8) {
+      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(piece.words[0]), "=r"(piece.words[1])
+                   : "r"(from)
+                   : "memory");
+    } else if constexpr (kBytes == 4) {
+      piece.words[0] = load_word(from);
+    } else {
+      unsigned short x;
+      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from) : "memory");
+      piece.words[0] = x;
+    }
+    return piece;
   }
-}
+
+  __device__ void store(void* to) const {
+    if constexpr (kBytes == 16) {
+      *static_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+    } else if constexpr (kBytes == 8) {
+      *static_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+    } else if constexpr (kBytes == 4) {
+      *static_cast<unsigned*>(to) = words[0];
+    } else {
+      *static_cast<unsigned short*>(to) = static_cast<unsigned short>(words[0]);
+    }
+  }
+};
 
 // The sums of a row, rounded: words of two of 16 bits, or of one of float32.
 template <typename C, typename T>
@@ -567,48 +596,32 @@ __device__ inline void lay_channels(unsigned lines, int slice, const RoundedSums
   }
 }
 
+// Copies of several pieces are interleaved, and skip none by a branch: a scheduler has two warps here.
+inline constexpr int kPiecesAtOnce = 4;
+
 template <int kBytes, typename T>
 __device__ inline void copy_channels(unsigned lines, const int64_t* places, T* output, int couts) {
   using Lines = ChannelLines<T>;
-  constexpr int kElements = kBytes / Lines::kSize, kVectors = kRows / kElements;
-#pragma unroll 4
-  for (int i = afresh(static_cast<int>(threadIdx.x)) % 128; i < Lines::kPlaces * kVectors; i += 128) {
-    const int64_t place = places[i / kVectors];
-    const int cout = i % kVectors * kElements;
-    if (place == kNowhere || cout >= couts) continue;
-    store_elements<kBytes>(output + (place & ~kLastPhaseMissing) + cout,
-                           lines + i / kVectors * Lines::kPitch + i % kVectors * kBytes);
-  }
-}
-
-// Lays the warpgroup's sums out, a slice at a time, and copies what has been laid out to the output, kLeast
-// bytes of each store at least.
-template <int kSlices, int kLeast, typename T, typename Lay, typename Copy>
-__device__ inline void store_slices(const Params<T>& p, unsigned lines, const Lay& lay, const Copy& copy) {
-  const int bar = 1 + static_cast<int>(threadIdx.x) / 128;
+  constexpr int kElements = kBytes / Lines::kSize, kVectors = kRows / kElements, kStep = 128 / kVectors;
+  static_assert(Lines::kPlaces % (kStep * kPiecesAtOnce) == 0);
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, first = thread / kVectors;
+  const int cout = thread % kVectors * kElements;
+  output += cout;
+  lines += first * Lines::kPitch + thread % kVectors * kBytes;
 #pragma unroll 1
-  for (int slice = 0; slice < kSlices; ++slice) {
-    sync_threads<128>(bar);
-    with_constant<kSlices>(slice, lay);
-    sync_threads<128>(bar);
-    if (!p.activation.is_identity()) {
-      activate_lines<128>(p, lines, kImplicitGemmOutputBytes, static_cast<int>(threadIdx.x) % 128);
-      sync_threads<128>(bar);
+  for (int place = 0; place < Lines::kPlaces; place += kStep * kPiecesAtOnce) {
+    int64_t at[kPiecesAtOnce];
+    Piece<kBytes> pieces[kPiecesAtOnce];
+#pragma unroll
+    for (int i = 0; i < kPiecesAtOnce; ++i) {
+      at[i] = places[first + place + i * kStep];
+      pieces[i] = Piece<kBytes>::load(lines + (place + i * kStep) * Lines::kPitch);
     }
-    with_width_from<kLeast>(p.store_elements * static_cast<int>(sizeof(T)),
-                            [&](auto width) { copy(slice, width); });
+#pragma unroll
+    for (int i = 0; i < kPiecesAtOnce; ++i) {
+      if (at[i] != kNowhere && cout < couts) pieces[i].store(output + at[i]);
+    }
   }
-}
-
-template <typename C, typename T>
-__device__ inline void store_channels(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
-                                      int couts, const RoundedSums<C, T>& sums) {
-  constexpr int kPlaces = ChannelLines<T>::kPlaces, kSlices = C::kColumns / kPlaces;
-  store_slices<kSlices, sizeof(T)>(
-      p, lines, [&](int slice) { lay_channels<kPlaces, C, T>(lines, slice, sums); },
-      [&](int slice, auto width) {
-        copy_channels<decltype(width)::value>(lines, places + slice * kPlaces, output, couts);
-      });
 }
 
 // Copies the outputs of kPlaces places of folded phases: kPhases neighbours along W of each place, laid out
@@ -621,8 +634,7 @@ __device__ inline void copy_folded(const Params<T>& p, unsigned lines, const int
   // 64 bytes are written side by side, for whole sectors; the other threads of a warp read other banks.
   constexpr int kNeighbours = 64 / kBytes;
   constexpr int kVectors = kRows * kPlaces * kPhases * kSize / kBytes / 128;  // of a thread
-  constexpr int kAtOnce = 4;
-  static_assert(kVectors % kAtOnce == 0 && kBytes >= 4 && (kPhases == 1 || kPhases == 2));
+  static_assert(kVectors % kPiecesAtOnce == 0 && kBytes >= 4 && (kPhases == 1 || kPhases == 2));
   const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, log2_fold = p.log2_fold_w;
   const int log2_run = log2_fold + kPhases - 1, run = 1 << log2_run;  // elements of a place
   const int log2_rows = 6 - log2_fold;
@@ -632,55 +644,31 @@ __device__ inline void copy_folded(const Params<T>& p, unsigned lines, const int
     return ((n / kNeighbours >> log2_rows) * kNeighbours + n % kNeighbours) * kElements;
   };
 #pragma unroll 1
-  for (int n = thread; n < 128 * kVectors; n += 128 * kAtOnce) {
-    unsigned words[kAtOnce][kBytes / 4];
-    int64_t place[kAtOnce];
+  for (int n = thread; n < 128 * kVectors; n += 128 * kPiecesAtOnce) {
+    Piece<kBytes> pieces[kPiecesAtOnce];
+    int64_t place[kPiecesAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
+    for (int i = 0; i < kPiecesAtOnce; ++i) {
       const int row = row_of(n + 128 * i) << log2_fold, first = element_of(n + 128 * i);
       place[i] = places[first >> log2_run];
 #pragma unroll
       for (int j = 0; j < kBytes / 4; ++j) {
         const int e = first + j * kWord, phase = (e & (run - 1)) >> log2_fold;
         const int line = (e >> log2_run) + phase * kPlaces;
-        words[i][j] = load_word(lines + line * Lines::kPitch + (row + (e & ((1 << log2_fold) - 1))) * kSize);
+        pieces[i].words[j] =
+            load_word(lines + line * Lines::kPitch + (row + (e & ((1 << log2_fold) - 1))) * kSize);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
+    for (int i = 0; i < kPiecesAtOnce; ++i) {
       const int row = row_of(n + 128 * i), element = element_of(n + 128 * i) & (run - 1);
-      if (place[i] == kNowhere || row << log2_fold >= rows) continue;
-      if (element >> log2_fold > 0 && (place[i] & kLastPhaseMissing) != 0) continue;
+      const bool exists = place[i] != kNowhere && row << log2_fold < rows &&
+                          !(element >> log2_fold > 0 && (place[i] & kLastPhaseMissing) != 0);
       T* const to = output + (place[i] & ~kLastPhaseMissing) + (row >> p.log2_fold_h) * p.output_stride.c +
                     (row & ((1 << p.log2_fold_h) - 1)) * p.fold_row + element;
-      if constexpr (kBytes == 16) {
-        *reinterpret_cast<uint4*>(to) = make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
-      } else if constexpr (kBytes == 8) {
-        *reinterpret_cast<uint2*>(to) = make_uint2(words[i][0], words[i][1]);
-      } else {
-        *reinterpret_cast<unsigned*>(to) = words[i][0];
-      }
+      if (exists) pieces[i].store(to);
     }
   }
-}
-
-// NCHW of folded phases: lines are those of NHWC.
-template <int kPhases, typename C, typename T>
-__device__ inline void store_folded(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
-                                    int rows, const RoundedSums<C, T>& first,
-                                    const RoundedSums<C, T>& second) {
-  constexpr int kPlaces = ChannelLines<T>::kPlaces / kPhases, kSlices = C::kColumns / kPlaces;
-  store_slices<kSlices, 4>(
-      p, lines,
-      [&](int slice) {
-        lay_channels<kPlaces, C, T>(lines, slice, first);
-        if constexpr (kPhases == 2)
-          lay_channels<kPlaces, C, T>(lines + kPlaces * ChannelLines<T>::kPitch, slice, second);
-      },
-      [&](int slice, auto width) {
-        copy_folded<decltype(width)::value, kPhases, kPlaces>(p, lines, places + slice * kPlaces, output,
-                                                              rows);
-      });
 }
 
 // NCHW: a line is a piece of a warp's output channel; of two phases, places alternate between them.
@@ -718,54 +706,127 @@ template <int kBytes, int kPhases, typename T>
 __device__ inline void copy_rows(unsigned lines, const int64_t* places, T* output, int64_t stride,
                                  int couts) {
   constexpr int kElements = kBytes / static_cast<int>(sizeof(T)), kVectors = kLine / kBytes;
-#pragma unroll 4
-  for (int i = afresh(static_cast<int>(threadIdx.x)) % 32; i < 16 * kVectors; i += 32) {
-    const int row = i / kVectors, element = i % kVectors * kElements;
+  constexpr int kAcross = kVectors < 32 ? kVectors : 32, kStep = 32 / kAcross;  // lanes, rows
+  constexpr unsigned kPitch = static_cast<unsigned>(kImplicitGemmOutputPitch);
+  const int lane = afresh(static_cast<int>(threadIdx.x)) % 32, first_row = lane / kAcross;
+#pragma unroll 1
+  for (int vector = lane % kAcross; vector < kVectors; vector += 32) {
+    const int element = vector * kElements;
     const int64_t place = places[element / kPhases];
-    if (place == kNowhere || row >= couts) continue;
-    if (element % kPhases == 1 && (place & kLastPhaseMissing) != 0) continue;
-    store_elements<kBytes>(
-        output + (place & ~kLastPhaseMissing) + row * stride + element % kPhases,
-        lines + row * static_cast<unsigned>(kImplicitGemmOutputPitch) + i % kVectors * kBytes);
+    const bool exists = place != kNowhere && !(element % kPhases == 1 && (place & kLastPhaseMissing) != 0);
+    T* to = output + (place & ~kLastPhaseMissing) + element % kPhases + first_row * stride;
+    const unsigned from = lines + first_row * kPitch + vector * kBytes;
+#pragma unroll 1
+    for (int row = 0; row < 16; row += kStep * kPiecesAtOnce) {
+      Piece<kBytes> pieces[kPiecesAtOnce];
+#pragma unroll
+      for (int i = 0; i < kPiecesAtOnce; ++i)
+        pieces[i] = Piece<kBytes>::load(from + (row + i * kStep) * kPitch);
+#pragma unroll
+      for (int i = 0; i < kPiecesAtOnce; ++i) {
+        if (exists && first_row + row + i * kStep < couts) pieces[i].store(to);
+        to += kStep * stride;
+      }
+    }
   }
 }
 
-// `output` and `couts` are of the warpgroup's first output channel on.
-template <int kPhases, typename C, typename T>
-__device__ inline void store_rows(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
-                                  int couts, const RoundedSums<C, T>& first,
-                                  const RoundedSums<C, T>& second) {
-  constexpr int kPlaces = kLine / sizeof(T) / kPhases, kSlices = C::kColumns / kPlaces;
-  const int first_row = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
-  lines += first_row * static_cast<unsigned>(kImplicitGemmOutputPitch);
-  output += first_row * p.output_stride.c;
-#pragma unroll 1
-  for (int slice = 0; slice < kSlices; ++slice) {
+// Where a warpgroup's outputs of a work go, from its first row on.
+template <typename T>
+struct Destination {
+  T* output;
+  int couts;
+  const int64_t* places;
+};
+
+// Outputs are stored a slice at a time: 128 bytes of places of each row, those of all phases together.
+template <typename C, typename T, int kPhases>
+inline constexpr int kSlices = C::kColumns * kPhases * static_cast<int>(sizeof(T)) / kLine;
+
+// Calls `visit` with whether a warp stores what it lays out by itself: of NCHW, rows that are not folded.
+template <typename T, typename Visit>
+__device__ inline void with_own_rows(const Params<T>& p, const Visit& visit) {
+  if (!p.output_channels_last && p.log2_fold_h + p.log2_fold_w == 0) {
+    visit(std::true_type{});
+  } else {
+    visit(std::false_type{});
+  }
+}
+
+template <bool kOwnRows>
+__device__ inline void sync_lines() {
+  if constexpr (kOwnRows) {
     __syncwarp();
-    with_constant<kSlices>(slice, [&](int i) { lay_rows<kPhases, C, T>(lines, i, first, second); });
-    __syncwarp();
+  } else {
+    sync_threads<128>(1 + static_cast<int>(threadIdx.x) / 128);
+  }
+}
+
+// Of the warp, in lines of the warpgroup.
+__device__ inline int first_own_row() { return afresh(static_cast<int>(threadIdx.x)) % 128 / 32 * 16; }
+
+template <int kPhases, bool kOwnRows, typename C, typename T>
+__device__ inline void lay_slice(unsigned lines, int slice, const RoundedSums<C, T>& first,
+                                 const RoundedSums<C, T>& second) {
+  constexpr int kPlaces = kLine / sizeof(T) / kPhases;
+  static_assert(kPlaces * kPhases == ChannelLines<T>::kPlaces);
+  if constexpr (kOwnRows) {
+    lay_rows<kPhases, C, T>(lines + first_own_row() * static_cast<unsigned>(kImplicitGemmOutputPitch), slice,
+                            first, second);
+  } else {
+    lay_channels<kPlaces, C, T>(lines, slice, first);
+    if constexpr (kPhases == 2)
+      lay_channels<kPlaces, C, T>(lines + kPlaces * ChannelLines<T>::kPitch, slice, second);
+  }
+}
+
+// Copies what has been laid out, all warps' of a warpgroup unless they store their own rows.
+template <int kPhases, bool kOwnRows, typename T>
+__device__ inline void copy_slice(const Params<T>& p, unsigned lines, int slice, const Destination<T>& to) {
+  constexpr int kSize = sizeof(T), kPlaces = kLine / kSize / kPhases;
+  const int64_t* const places = to.places + slice * kPlaces;
+  if constexpr (kOwnRows) {
+    const int row = first_own_row();
+    const unsigned own = lines + row * static_cast<unsigned>(kImplicitGemmOutputPitch);
     if (!p.activation.is_identity()) {
-      activate_lines<32>(p, lines, kImplicitGemmOutputBytes / 4, static_cast<int>(threadIdx.x) % 32);
+      activate_lines<32>(p, own, kImplicitGemmOutputBytes / 4, static_cast<int>(threadIdx.x) % 32);
       __syncwarp();
     }
-    with_width_from<sizeof(T)>(p.store_elements * static_cast<int>(sizeof(T)), [&](auto width) {
-      constexpr int kBytes = decltype(width)::value;
-      copy_rows<kBytes, kPhases>(lines, places + slice * kPlaces, output, p.output_stride.c,
-                                 couts - first_row);
+    with_width_from<kSize>(p.store_elements * kSize, [&](auto width) {
+      copy_rows<decltype(width)::value, kPhases>(own, places, to.output + row * p.output_stride.c,
+                                                 p.output_stride.c, to.couts - row);
     });
+  } else {
+    if (!p.activation.is_identity()) {
+      activate_lines<128>(p, lines, kImplicitGemmOutputBytes, static_cast<int>(threadIdx.x) % 128);
+      sync_lines<kOwnRows>();
+    }
+    if (!p.output_channels_last) {
+      with_width_from<4>(p.store_elements * kSize, [&](auto width) {
+        copy_folded<decltype(width)::value, kPhases, kPlaces>(p, lines, places, to.output, to.couts);
+      });
+    } else if constexpr (kPhases == 1) {
+      with_width_from<kSize>(p.store_elements * kSize, [&](auto width) {
+        copy_channels<decltype(width)::value>(lines, places, to.output, to.couts);
+      });
+    }
   }
 }
 
-// NCHW, whether phases are folded or not.
 template <int kPhases, typename C, typename T>
-__device__ inline void store_planes(const Params<T>& p, unsigned lines, const int64_t* places, T* output,
-                                    int couts, const RoundedSums<C, T>& first,
-                                    const RoundedSums<C, T>& second) {
-  if (p.log2_fold_h + p.log2_fold_w > 0) {
-    store_folded<kPhases, C>(p, lines, places, output, couts, first, second);
-  } else {
-    store_rows<kPhases, C>(p, lines, places, output, couts, first, second);
-  }
+__device__ inline void store_slices(const Params<T>& p, unsigned lines, const Destination<T>& to,
+                                    const RoundedSums<C, T>& first, const RoundedSums<C, T>& second) {
+  constexpr int kCount = kSlices<C, T, kPhases>;
+  with_own_rows(p, [&](auto own_rows) {
+    constexpr bool kOwnRows = decltype(own_rows)::value;
+#pragma unroll 1
+    for (int slice = 0; slice < kCount; ++slice) {
+      sync_lines<kOwnRows>();  // what was laid out before has been copied
+      with_constant<kCount>(slice, [&](int i) { lay_slice<kPhases, kOwnRows, C>(lines, i, first, second); });
+      sync_lines<kOwnRows>();
+      copy_slice<kPhases, kOwnRows>(p, lines, slice, to);
+    }
+  });
 }
 
 template <typename C, typename T>
@@ -784,38 +845,38 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsig
     const auto steps = [&](int phase) {
       return row_steps * PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count;
     };
-    // Nobody reads the last work's any more.
-    sync_threads<128>(1 + group);
-    write_places<C>(p, work, places);
     float bias[2] = {0, 0};
+    // What is not needed before the stores is done while tensor cores multiply.
+    const auto meanwhile = [&] {
+      sync_threads<128>(1 + group);  // nobody reads the last work's any more
+      write_places<C>(p, work, places);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int cout = first_cout + thread / 32 * 16 + half * 8 + thread % 32 / 4;
-      if (p.bias != nullptr && cout < p.cout_per_group)
-        bias[half] =
-            widen(p.bias[((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.bias_stride]);
-    }
+      for (int half = 0; half < 2; ++half) {
+        const int cout = first_cout + thread / 32 * 16 + half * 8 + thread % 32 / 4;
+        if (p.bias != nullptr && cout < p.cout_per_group)
+          bias[half] =
+              widen(p.bias[((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.bias_stride]);
+      }
+    };
     Sums<C::kColumns> sums;
-    sum_products<C>(p, steps(0), ring, sums, true);
+    sum_products<C>(p, steps(0), ring, sums, true, meanwhile);
     sync_threads<128>(1 + group);
     add_bias<C::kColumns>(bias, sums);
-    T* const to =
-        p.output + ((int64_t{work.group} * p.cout_per_group + first_cout) >> log2_fold) * p.output_stride.c;
-    const int couts = p.cout_per_group - first_cout;
+    const Destination<T> to = {
+        p.output + ((int64_t{work.group} * p.cout_per_group + first_cout) >> log2_fold) * p.output_stride.c,
+        p.cout_per_group - first_cout, places};
     const RoundedSums<C, T> first(sums);
-    if (p.output_channels_last) {
-      store_channels<C>(p, lines, places, to, couts, first);
-    } else if (p.phases_together == 1) {
-      store_planes<1, C>(p, lines, places, to, couts, first, first);
+    if (p.phases_together == 1) {
+      store_slices<1, C>(p, lines, to, first, first);
     } else if constexpr (sizeof(T) == 2) {
-      sum_products<C>(p, steps(1), ring, sums, true);
+      sum_products<C>(p, steps(1), ring, sums, true, [] {});
       add_bias<C::kColumns>(bias, sums);
-      store_planes<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(sums));
+      store_slices<2, C>(p, lines, to, first, RoundedSums<C, T>(sums));
     } else if constexpr (C::kColumns == 128) {
       Sums<C::kColumns> others;
-      sum_products<C>(p, steps(1), ring, others, false);
+      sum_products<C>(p, steps(1), ring, others, false, [] {});
       add_bias<C::kColumns>(bias, others);
-      store_planes<2, C>(p, lines, places, to, couts, first, RoundedSums<C, T>(others));
+      store_slices<2, C>(p, lines, to, first, RoundedSums<C, T>(others));
     }
   }
 }
