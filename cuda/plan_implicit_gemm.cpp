@@ -77,21 +77,30 @@ struct Search {
     const bool even = problem.h.kernel == most_taps(t.phases_h) * problem.h.stride &&
                       problem.w.kernel == most_taps(t.phases_w) * problem.w.stride;
     const double shared_weight = parts > 1 && even ? t.cluster_pixels : 1;
+    // What is shared comes from L2 once, but takes as long to arrive; beside the stores of folded phases in
+    // 16 bits it gains nothing.
+    const double two_share = parts > 1 ? 0.5 : size == 4 ? 0.82 : t.fold() == 1 ? 0.87 : 1;
+    const double shared_pixels = t.cluster_rows > 1 ? two_share : 1;
     const double loads = static_cast<double>(kImplicitGemmLine * parts) *
-                         (sizes.rows / shared_weight + 1.0 * sizes.pixels / t.cluster_rows);
+                         (sizes.rows / shared_weight + shared_pixels * sizes.pixels);
     const bool waits_pay = parts > 1 && (even || t.cluster_pixels == 1);
     const double waits = t.cluster() == 1 || waits_pay ? 1 : 1.05;
     // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
-    double products = size == 2 ? 0.0185 : 0.018;
+    double products = size == 2 ? 0.016 : 0.015;
     if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : 1.12);
     const double tensor = products * sizes.rows * sizes.pixels * waits;
-    const double load = parts == 1 ? 0.016 : 0.005;                       // of a byte
-    const double between = parts == 1 ? 1300 : 2500 * t.phases_together;  // one tile and the next
+    const double load = parts > 1 ? 0.005 : size == 2 ? 0.0138 : 0.0129;  // of a byte
+    // One tile and the next; tiles without products hide nothing.
+    const auto tapless = [](const AxisPhases<int>& axis) {
+      return 1 - static_cast<double>(std::min<int>(axis.kernel, axis.tap_step)) / axis.stride;
+    };
+    const double empty = 1 - (1 - tapless(t.phases_h)) * (1 - tapless(t.phases_w));
+    const double between = parts == 1 ? 1300 + 900 * empty : 2500 * t.phases_together;
     const double bytes = static_cast<double>(size) * sizes.rows * sizes.pixels * t.phases_together;
     const double output = static_cast<double>(size) * static_cast<double>(problem.output_elements());
     const bool fits_l2 = output < 32e6;
     const int64_t row = problem.w.output * fold_w * size;  // bytes
-    double store = 0.055;                                  // of a byte
+    double store = parts == 1 ? 0.05 : 0.055;              // of a byte
     if (t.fold() > 1) {
       // By the bytes of a store, and of a tile's outputs that follow each other in a row.
       const int64_t bytes_of_store = t.store_elements * size, piece = fold_w * t.phases_together * size;
@@ -123,7 +132,12 @@ struct Search {
     const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) +
                         (t.turns_input ? 0.0013 * moved * input : 0) +
                         (t.turns_weight ? (gathers ? 0.003 : 0.0015) * moved * weight : 0);
-    return 7000 + (t.cluster() == 1 || t.fold() == 1 ? 0 : 1000) + turn +
+    return 7000 +
+           (t.cluster() == 1 ? 0
+            : parts == 1     ? 1500
+            : t.fold() == 1  ? 0
+                             : 1000) +
+           turn +
            std::max(steps * (tensor + load * loads) + rounds * (between + store * bytes),
                     0.00057 * (input + output));
   }
@@ -302,7 +316,8 @@ struct Search {
         if (flat && !may_be_flat) continue;
         launch.flat = flat;
         consider_lines(launch);
-        consider_blocks(launch);
+        // Of flat blocks, rows have one dimension less, which is faster.
+        if (flat || !may_be_flat) consider_blocks(launch);
       }
     }
   }
