@@ -195,7 +195,7 @@ def test_finite_inputs_need_no_repair(
     poison((1 << 24,), torch.float32, target.device)
     tried = 0
     with tf32_allowed(precision == "tf32"):
-        for rank in range(400):
+        for rank in (*range(128), *range(128, 6000, 17)):
             monkeypatch.setenv("CONVT_KERNEL", f"{target.kernel}:{rank}")
             line = convt_ext.plan(x, w, b, **geometry.arguments)
             if " repairs=1 " not in line:
