@@ -122,8 +122,30 @@ class Target:
 CUDA_TARGETS = tuple(pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in (None, *CUDA_KERNELS))
 TARGETS = (Target("cpu"), *CUDA_TARGETS)
 # For the `target` fixture: pytest.mark.parametrize("target", ..., indirect=True).
+# Every activation, with numbers for those that take some; scale and shift where they have no other.
+ACTIVATIONS: dict[str, tuple[float, ...]] = {
+    "none": (2.0, -1.0),
+    "relu": (),
+    "leaky_relu": (0.2,),
+    "elu": (1.5, 2.0, -1.0),
+    "silu": (),
+    "gelu": (),
+    "gelu_tanh": (),
+    "mish": (),
+    "sigmoid": (),
+    "tanh": (),
+    "hardtanh": (-0.5, 0.5),
+    "clamp": (0.0, 1.0),
+    "hardswish": (),
+}
 TENSOR_CORE_TARGETS = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in TENSOR_CORE_KERNELS]
 HALF_TARGETS = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kernel in HALF_KERNELS]
+
+
+def on_kernel(kernel: str) -> pytest.MarkDecorator:
+    """Runs a test on one of the kernels of tensor cores, as its `target`."""
+    targets = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA)]
+    return pytest.mark.parametrize("target", targets, indirect=True, ids=str)
 
 
 def on_tensor_cores(*precisions: str) -> pytest.MarkDecorator:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from processes import run_python
 from ranks import Ranks
+from reference import ACTIVATIONS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -224,23 +225,6 @@ def call_with_every_geometry(device: torch.device) -> None:
 
 def test_geometries_are_told_apart(ranks: Ranks) -> None:
     ranks.run(call_with_every_geometry)
-
-
-ACTIVATIONS: dict[str, tuple[float, ...]] = {
-    "none": (2.0, -1.0),
-    "relu": (),
-    "leaky_relu": (0.2,),
-    "elu": (1.5, 2.0, -1.0),
-    "silu": (),
-    "gelu": (),
-    "gelu_tanh": (),
-    "mish": (),
-    "sigmoid": (),
-    "tanh": (),
-    "hardtanh": (-0.5, 0.5),
-    "clamp": (0.0, 1.0),
-    "hardswish": (),
-}
 
 
 def call_with_activations(device: torch.device, name: str) -> None:

@@ -14,6 +14,7 @@ from reference import (
     Geometry,
     Target,
     assert_accurate,
+    on_kernel,
     on_tensor_cores,
     poison,
     reference,
@@ -255,12 +256,7 @@ FOLDED = (
 
 @pytest.mark.parametrize("geometry", FOLDED, ids=lambda geometry: geometry.name)
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
-@pytest.mark.parametrize(
-    "target",
-    [target for target in TENSOR_CORE_TARGETS if "implicit_gemm" in str(target.values[0])],
-    indirect=True,
-    ids=str,
-)
+@on_kernel("implicit_gemm")
 def test_folded_phases(geometry: Geometry, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fold, in launches of many ranks; the weight as it lies, and one whose taps lie elsewhere."""
     dtype, folds = TENSOR_CORE_PRECISIONS[precision], set()
@@ -305,12 +301,7 @@ HALF_EMPTY = (
 @pytest.mark.parametrize("geometry", HALF_EMPTY, ids=lambda geometry: geometry.name)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
-@pytest.mark.parametrize(
-    "target",
-    [target for target in TENSOR_CORE_TARGETS if "tile_wgmma" in str(target.values[0])],
-    indirect=True,
-    ids=str,
-)
+@on_kernel("tile_wgmma")
 def test_shared_rows(
     geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

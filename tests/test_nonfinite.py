@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import (
+    ACTIVATIONS,
     LAYOUTS,
     TARGETS,
     TENSOR_CORE_KERNELS,
@@ -13,6 +14,7 @@ from reference import (
     TENSOR_CORE_TARGETS,
     Geometry,
     Target,
+    on_kernel,
     on_tensor_cores,
     poison,
     reference,
@@ -158,32 +160,9 @@ def test_in_the_input_of_other_launches(
             assert_placement(run(x, w, b, geometry), x, w, b, geometry, kernel)
 
 
-# Numbers of the activations that take some.
-ACTIVATIONS = {
-    "none": (),
-    "relu": (),
-    "leaky_relu": (0.2,),
-    "elu": (1.5,),
-    "silu": (),
-    "gelu": (),
-    "gelu_tanh": (),
-    "mish": (),
-    "sigmoid": (),
-    "tanh": (),
-    "hardtanh": (-0.5, 0.5),
-    "clamp": (0.0, 1.0),
-    "hardswish": (),
-}
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
-@pytest.mark.parametrize(
-    "target",
-    [target for target in TENSOR_CORE_TARGETS if "tile_wgmma" in str(target.values[0])],
-    indirect=True,
-    ids=str,
-)
+@on_kernel("tile_wgmma")
 def test_finite_inputs_need_no_repair(
     precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,12 +194,7 @@ def test_finite_inputs_need_no_repair(
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
-@pytest.mark.parametrize(
-    "target",
-    [target for target in TENSOR_CORE_TARGETS if "tile_wgmma" in str(target.values[0])],
-    indirect=True,
-    ids=str,
-)
+@on_kernel("tile_wgmma")
 def test_repaired_outputs(activation: str, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where rows are shared, other outputs' infinities become NaN, and are repaired: also after an activation, and
     more of them than the repair has threads."""
