@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +95,27 @@ def skip_beyond_limits(kernel: str | None, x: Tensor, w: Tensor, b: Tensor | Non
     """Skips the running test where the geometry is too large for the forced kernel."""
     if reason := beyond_limits(kernel, x, w, b, **arguments):
         pytest.skip(reason)
+
+
+def launches(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str | None,
+    ranks: Iterable[int],
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    **arguments: Any,
+) -> Iterator[str]:
+    """Forces a kernel's launches of some ranks, ascending, as far as the problem has so many; yields their plans."""
+    for rank in ranks:
+        monkeypatch.setenv("CONVT_KERNEL", f"{kernel}:{rank}")
+        try:
+            line = convt_ext.plan(x, w, b, **arguments)
+        except RuntimeError as error:
+            if "launches of" not in str(error):
+                raise
+            return
+        yield line
 
 
 @contextmanager
