@@ -63,4 +63,27 @@ __device__ inline void split_tf32(const uint4& x, uint4 (&parts)[kParts]) {
   if constexpr (kParts == 2) parts[1] = make_uint4(second[0], second[1], second[2], second[3]);
 }
 
+// The same, but with digits that tensor cores leave out: where all numbers are known to be ordinary, that is,
+// less than kLeastAboveTf32, by integer arithmetic, which makes infinities of the largest and numbers of some
+// NaNs.
+template <bool kOrdinary, int kParts>
+__device__ inline void split_words(const uint4& x, uint4 (&parts)[kParts]) {
+  if constexpr (!kOrdinary) {
+    split_tf32(x, parts);
+  } else {
+    constexpr unsigned kHalfOfLast = 1u << 12;
+    const uint4 first =
+        make_uint4(x.x + kHalfOfLast, x.y + kHalfOfLast, x.z + kHalfOfLast, x.w + kHalfOfLast);
+    if constexpr (kParts == 2) {
+      const auto second = [](unsigned bits, unsigned rounded) {
+        const float rest = __uint_as_float(bits) - __uint_as_float(rounded & 0xffffe000);
+        return __float_as_uint(kSecondPartScale * rest) + kHalfOfLast;
+      };
+      parts[1] =
+          make_uint4(second(x.x, first.x), second(x.y, first.y), second(x.z, first.z), second(x.w, first.w));
+    }
+    parts[0] = first;
+  }
+}
+
 }  // namespace convt

@@ -288,27 +288,6 @@ __device__ inline bool are_ordinary(const Words& words) {
   return largest < kLeastAboveTf32;
 }
 
-// One or two parts of four numbers, as split_tf32, but with digits that tensor cores leave out.
-template <bool kOrdinary, int kParts>
-__device__ inline void split_words(const uint4& x, uint4 (&parts)[kParts]) {
-  if constexpr (!kOrdinary) {
-    split_tf32(x, parts);
-  } else {
-    constexpr unsigned kHalfOfLast = 1u << 12;
-    const uint4 first =
-        make_uint4(x.x + kHalfOfLast, x.y + kHalfOfLast, x.z + kHalfOfLast, x.w + kHalfOfLast);
-    if constexpr (kParts == 2) {
-      const auto second = [](unsigned bits, unsigned rounded) {
-        const float rest = __uint_as_float(bits) - __uint_as_float(rounded & 0xffffe000);
-        return __float_as_uint(kSecondPartScale * rest) + kHalfOfLast;
-      };
-      parts[1] =
-          make_uint4(second(x.x, first.x), second(x.y, first.y), second(x.z, first.z), second(x.w, first.w));
-    }
-    parts[0] = first;
-  }
-}
-
 template <typename T, bool kOrdinary, bool kAlongW, int kParts>
 __device__ inline void operands_b(const Words& words, int step, uint4 (&b0)[kParts], uint4 (&b1)[kParts]) {
   const uint4 x0 = fragments_b<T, kAlongW>(words, step, 0), x1 = fragments_b<T, kAlongW>(words, step, 1);
