@@ -638,6 +638,8 @@ constexpr TensorCorePaths kTileWgmmaPaths = {launch_tile_wgmma_fp16, launch_tile
                                              launch_tile_wgmma_tf32, launch_tile_wgmma_ieee};
 constexpr TensorCorePaths kImplicitGemmPaths = {launch_implicit_gemm_fp16, launch_implicit_gemm_bf16,
                                                 launch_implicit_gemm_tf32, launch_implicit_gemm_ieee};
+constexpr TensorCorePaths kPixelGemmPaths = {launch_pixel_gemm_fp16, launch_pixel_gemm_bf16,
+                                             launch_pixel_gemm_tf32, launch_pixel_gemm_ieee};
 
 // Packs the weight, then multiplies.
 template <typename Launch, typename Launcher>
@@ -684,6 +686,8 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
                  ? error
                  : kImplicitGemmPaths.of(problem)(problem, plan.implicit_gemm, workspace, stream);
     }
+    case Kernel::kPixelGemm:
+      return kPixelGemmPaths.of(problem)(problem, plan.pixel_gemm, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -272,6 +272,10 @@ bool suits_thin(const Problem& p) {
          (p.cout_per_group <= kMostCouts || p.batch * p.h.input * p.w.input <= kFewPixels);
 }
 
+// Where pixel_gemm may be the best kernel. Its columns are all outputs of an image and group, so few output
+// channels of a group are no obstacle.
+bool suits_pixel_gemm(const Problem& p) { return fills_channel_step(p) && p.h.input == 1 && p.w.input == 1; }
+
 // Whether `depthwise` does better than the tiles: a group sums too few products for an output to fill them,
 // and multiplies an input by too few weights for a register tile of output channels to pay.
 bool suits_depthwise(const Problem& p) {
@@ -318,6 +322,8 @@ const char* kernel_name(Kernel kernel) {
       return "col2im";
     case Kernel::kImplicitGemm:
       return "implicit_gemm";
+    case Kernel::kPixelGemm:
+      return "pixel_gemm";
   }
   return "unknown";
 }
@@ -328,18 +334,18 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
   const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) ||
                              forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im) ||
-                             forces(Kernel::kImplicitGemm);
+                             forces(Kernel::kImplicitGemm) || forces(Kernel::kPixelGemm);
   if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
       !forces(Kernel::kTileSimt) && !tensor_kernel) {
     throw std::invalid_argument(
-        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im or "
-        "implicit_gemm, got " +
+        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
+        "implicit_gemm or pixel_gemm, got " +
         name);
   }
   if (wanted.text != name && !tensor_kernel) {
     throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
-                                ": only thin, tile_mma, tile_wgmma, col2im and implicit_gemm number "
-                                "their launches");
+                                ": only thin, tile_mma, tile_wgmma, col2im, implicit_gemm and pixel_gemm "
+                                "number their launches");
   }
 
   Plan plan;
@@ -368,6 +374,8 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);
   consider(Kernel::kCol2im, tiles, col2im_obstacle, visit_col2im, &plan.col2im);
   consider(Kernel::kImplicitGemm, tiles, implicit_gemm_obstacle, visit_implicit_gemm, &plan.implicit_gemm);
+  consider(Kernel::kPixelGemm, precise && suits_pixel_gemm(problem), pixel_gemm_obstacle, visit_pixel_gemm,
+           &plan.pixel_gemm);
   if (plan.kernel != Kernel::kNone) return plan;
   if (forces(Kernel::kDepthwise) || (name.empty() && suits_depthwise(problem))) {
     obstacle = depthwise_obstacle(problem, device);
@@ -499,6 +507,15 @@ std::string describe(const Plan& plan) {
          << " workspace=" << t.workspace_bytes << " shared=" << t.shared_bytes << " works=" << t.works()
          << " blocks=" << t.grid;
     if (t.element_size == 4) line << " precision=" << (t.parts == 1 ? "tf32" : "ieee");
+  }
+  if (plan.kernel == Kernel::kPixelGemm) {
+    const PixelGemmLaunch& t = plan.pixel_gemm;
+    const PixelGemmConfig& sizes = t.sizes();
+    line << " config=" << t.config << " rows=" << sizes.rows() << "x" << t.image_tiles
+         << " columns=" << sizes.columns() << "x" << t.column_tiles << " chunks=" << t.chunks
+         << " copies=" << t.weight_bytes << "+" << t.input_bytes << " stores=" << t.store_bytes
+         << " threads=" << sizes.threads() << " shared=" << t.shared_bytes << " blocks=" << t.blocks()
+         << describe_precision(t);
   }
   return line.str();
 }

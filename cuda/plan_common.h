@@ -113,6 +113,11 @@ using ImplicitGemmVisitor = std::function<void(const ImplicitGemmLaunch&, double
 void visit_implicit_gemm(const Problem& problem, const DeviceLimits& device,
                          const ImplicitGemmVisitor& visit);
 
+// The same of `pixel_gemm`.
+const char* pixel_gemm_obstacle(const Problem& problem, const DeviceLimits& device);
+using PixelGemmVisitor = std::function<void(const PixelGemmLaunch&, double)>;
+void visit_pixel_gemm(const Problem& problem, const DeviceLimits& device, const PixelGemmVisitor& visit);
+
 // Why `depthwise` cannot compute a problem, or null; and its launch where it can.
 const char* depthwise_obstacle(const Problem& problem, const DeviceLimits& device);
 DepthwiseLaunch plan_depthwise(const Problem& problem, const DeviceLimits& device);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,15 @@ KERNEL_DTYPES = {
     "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
     "col2im": (torch.float16, torch.bfloat16),
     "implicit_gemm": (torch.float16, torch.bfloat16, torch.float32),
+    "pixel_gemm": (torch.float16, torch.bfloat16, torch.float32),
 }
 # Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
 CUDA_KERNELS = ("generic", "depthwise", "tile_simt")
 TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma", "implicit_gemm")
 # Kernels of tensor cores that take 16-bit types alone.
 HALF_KERNELS = ("col2im",)
+# Kernels of tensor cores that take input images of one pixel alone.
+ONE_PIXEL_KERNELS = ("pixel_gemm",)
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
 # where `tf32_allowed` says otherwise.
 TENSOR_CORE_PRECISIONS = {
@@ -73,6 +76,7 @@ def skip_without_code_for(kernel: str) -> None:
 _LIMITS = (
     "the filter has more taps than its table holds",
     "the filter has more taps than a product has rows",
+    "its input images have one pixel",
     "its tables hold 64 taps along an axis",
     "its tables hold 64 phases along an axis",
     "no tile with its halo fits in shared memory",
@@ -231,6 +235,13 @@ class Geometry:
         x = random_tensor(self.input, dtype, device, seed)
         w = random_tensor(self.weight, dtype, device, seed + 1, scale=terms**-0.5)
         return x, w, random_tensor((self.cout,), dtype, device, seed + 2) if self.bias else None
+
+
+def suited(geometry: Geometry, kernel: str | None) -> Geometry:
+    """The geometry, with input images that a forced kernel takes."""
+    if kernel not in ONE_PIXEL_KERNELS:
+        return geometry
+    return replace(geometry, input=(*geometry.input[:-2], 1, 1))
 
 
 def random_tensor(

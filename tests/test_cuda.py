@@ -15,6 +15,7 @@ from reference import (
     KERNEL_DTYPES,
     LAYOUTS,
     NEEDS_CUDA,
+    ONE_PIXEL_KERNELS,
     TENSOR_CORE_KERNELS,
     TENSOR_CORE_PRECISIONS,
     Geometry,
@@ -22,6 +23,7 @@ from reference import (
     assert_promised_strides,
     poison,
     skip_without_code_for,
+    suited,
     takes,
     takes_precision,
     tf32_allowed,
@@ -60,25 +62,26 @@ def call(tensors: tuple[Tensor, Tensor, Tensor | None], geometry: Geometry) -> T
 @all_kernels
 def test_graph_capture_and_replay(forced: str) -> None:
     """A captured call computes with what the inputs hold at each replay."""
-    x, w, b = DCGAN.tensors(dtype_of(forced), "cuda")
+    geometry = suited(DCGAN, forced)
+    x, w, b = geometry.tensors(dtype_of(forced), "cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = call((x, w, b), DCGAN)
+        out = call((x, w, b), geometry)
     for seed in range(3):
-        new_x, new_w, new_b = DCGAN.tensors(dtype_of(forced), "cuda", seed)
+        new_x, new_w, new_b = geometry.tensors(dtype_of(forced), "cuda", seed)
         for held, new in zip((x, w, b), (new_x, new_w, new_b), strict=True):
             assert held is not None
             assert new is not None
             held.copy_(new)
         out.fill_(float("nan"))
         graph.replay()
-        assert_accurate(out, x, w, b, forced, **DCGAN.arguments)
+        assert_accurate(out, x, w, b, forced, **geometry.arguments)
 
 
 @all_kernels
 def test_first_call_of_a_shape_can_be_captured(forced: str) -> None:
     """No warm-up is needed: nothing is allocated outside of the graph's pool or synchronised by a plan's first use."""
-    geometry = Geometry("never_seen", (3, 7, 11, 13), 5, (3, 5), stride=(2, 1))
+    geometry = suited(Geometry("never_seen", (3, 7, 11, 13), 5, (3, 5), stride=(2, 1)), forced)
     x, w, b = geometry.tensors(torch.float16, "cuda")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -91,15 +94,16 @@ def test_first_call_of_a_shape_can_be_captured(forced: str) -> None:
 @all_kernels
 def test_side_stream(forced: str) -> None:
     """The kernel runs on the current stream, after what that stream has been given before."""
-    x, w, b = DCGAN.tensors(dtype_of(forced), "cuda")
-    expected = call((x, w, b), DCGAN)
+    geometry = suited(DCGAN, forced)
+    x, w, b = geometry.tensors(dtype_of(forced), "cuda")
+    expected = call((x, w, b), geometry)
     stream = torch.cuda.Stream()
     held = torch.zeros_like(x)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         held.copy_(x)
-        out = call((held, w, b), DCGAN)
+        out = call((held, w, b), geometry)
         copy = out.clone()
     assert not stream.query(), "the call waited for the stream"
     stream.synchronize()
@@ -133,13 +137,14 @@ def synchronising_is_an_error() -> Iterator[None]:
 
 @all_kernels
 def test_no_synchronisation(forced: str) -> None:
-    tensors = DCGAN.tensors(dtype_of(forced), "cuda")
-    call(tensors, DCGAN)  # the first launch of a kernel loads its code, which may wait
+    geometry = suited(DCGAN, forced)
+    tensors = geometry.tensors(dtype_of(forced), "cuda")
+    call(tensors, geometry)  # the first launch of a kernel loads its code, which may wait
     stream = torch.cuda.current_stream()
     torch.cuda.synchronize()
     with synchronising_is_an_error():
         torch.cuda._sleep(200_000_000)
-        call(tensors, DCGAN)
+        call(tensors, geometry)
         assert not stream.query(), "the call waited for the GPU"
     torch.cuda.synchronize()
 
@@ -150,15 +155,16 @@ def test_no_synchronisation(forced: str) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 @all_kernels
 def test_second_device(forced: str) -> None:
-    x, w, b = SMALL.tensors(dtype_of(forced), "cuda:1")
+    geometry = suited(SMALL, forced)
+    x, w, b = geometry.tensors(dtype_of(forced), "cuda:1")
     assert torch.cuda.current_device() == 0
-    out = call((x, w, b), SMALL)
+    out = call((x, w, b), geometry)
     assert out.device == torch.device("cuda:1")
     assert torch.cuda.current_device() == 0
-    assert_accurate(out, x, w, b, forced, **SMALL.arguments)
+    assert_accurate(out, x, w, b, forced, **geometry.arguments)
     with torch.cuda.device(1):
-        first = SMALL.tensors(dtype_of(forced), "cuda:0")
-        assert_accurate(call(first, SMALL), *first, forced, **SMALL.arguments)
+        first = geometry.tensors(dtype_of(forced), "cuda:0")
+        assert_accurate(call(first, geometry), *first, forced, **geometry.arguments)
         assert torch.cuda.current_device() == 1
 
 
@@ -213,7 +219,7 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (convt_ext.conv_transpose2d, convt_ext.plan):
         with pytest.raises(
             RuntimeError,
-            match=r"CONVT_KERNEL must be generic, depthwise, .*, col2im or implicit_gemm, got fastest",
+            match=r"CONVT_KERNEL must be generic, depthwise, .*, implicit_gemm or pixel_gemm, got fastest",
         ):
             function(*tensors, **SMALL.arguments)
 
@@ -227,6 +233,7 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ("depthwise", SMALL, torch.float64, "float64"),
         ("col2im", SMALL, torch.float64, "float64"),
         ("implicit_gemm", SMALL, torch.float64, "float64"),
+        ("pixel_gemm", SMALL, torch.float64, "float64"),
         ("depthwise", Geometry("far", (1, 1, 1, 2), 1, (1, 1), stride=(1, 10000)), torch.float32, "stride"),
     ],
     ids=[
@@ -235,7 +242,8 @@ def test_unknown_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         "simt-stride",
         "depthwise-float64",
         "col2im-float64",
-        "gemm-float64",
+        "implicit-gemm-float64",
+        "pixel-gemm-float64",
         "depthwise-stride",
     ],
 )
@@ -251,6 +259,15 @@ def test_forced_kernel_that_cannot(
         call((x, w, b), geometry)
 
 
+def test_one_pixel_kernel_refuses_larger_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along either axis."""
+    monkeypatch.setenv("CONVT_KERNEL", "pixel_gemm")
+    for size in ((2, 1), (1, 2)):
+        geometry = Geometry("two_pixels", (2, 16, *size), 8, (4, 4), stride=(2, 2))
+        with pytest.raises(RuntimeError, match=r"CONVT_KERNEL=pixel_gemm cannot .*: .* one pixel"):
+            call(geometry.tensors(torch.float16, "cuda"), geometry)
+
+
 def test_empty_switches_do_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     tensors = DCGAN.tensors(torch.float32, "cuda")
     chosen = convt_ext.plan(*tensors, **DCGAN.arguments)
@@ -263,15 +280,16 @@ def test_empty_switches_do_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
 @all_kernels
 def test_print_plan(forced: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    tensors = DCGAN.tensors(dtype_of(forced), "cuda")
-    call(tensors, DCGAN)
+    geometry = suited(DCGAN, forced)
+    tensors = geometry.tensors(dtype_of(forced), "cuda")
+    call(tensors, geometry)
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("CONVT_PRINT_PLAN", "1")
-    call(tensors, DCGAN)
+    call(tensors, geometry)
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert convt_ext.plan(*tensors, **DCGAN.arguments) in printed.err
+    assert convt_ext.plan(*tensors, **geometry.arguments) in printed.err
     assert re.search(rf"\b{forced}\b", printed.err)
 
 
@@ -368,8 +386,10 @@ SANITIZED = (
 )
 
 
-def check_small_problems(layout: str, dtype: torch.dtype) -> None:
-    for geometry in SANITIZED:
+def check_small_problems(layout: str, dtype: torch.dtype, kernel: str) -> None:
+    for geometry in (suited(each, kernel) for each in SANITIZED):
+        if 0 in geometry.output:  # padding crops all that one pixel reaches
+            continue
         x, w, b = geometry.tensors(dtype, "cuda")
         x = LAYOUTS[layout](x)
         poison(geometry.output, dtype, "cuda")
@@ -384,7 +404,7 @@ def check_small_problems(layout: str, dtype: torch.dtype) -> None:
 )
 def test_small_problems(forced: str, layout: str, dtype: torch.dtype) -> None:
     """Every kernel, dtype and layout on odd sizes: what runs under compute-sanitizer."""
-    check_small_problems(layout, dtype)
+    check_small_problems(layout, dtype, forced)
 
 
 @pytest.mark.sanitize
@@ -393,11 +413,11 @@ def test_small_problems(forced: str, layout: str, dtype: torch.dtype) -> None:
     ("kernel", "precision"),
     [
         (kernel, precision)
-        for kernel in (*TENSOR_CORE_KERNELS, *HALF_KERNELS)
+        for kernel in (*TENSOR_CORE_KERNELS, *HALF_KERNELS, *ONE_PIXEL_KERNELS)
         for precision in TENSOR_CORE_PRECISIONS
         if takes_precision(kernel, precision)
     ],
 )
 def test_small_problems_on_tensor_cores(forced: str, layout: str, precision: str) -> None:
     with tf32_allowed(precision == "tf32"):
-        check_small_problems(layout, TENSOR_CORE_PRECISIONS[precision])
+        check_small_problems(layout, TENSOR_CORE_PRECISIONS[precision], forced)

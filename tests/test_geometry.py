@@ -276,6 +276,112 @@ def test_folded_phases(geometry: Geometry, precision: str, target: Target, monke
     assert len(folds) > 1, folds
 
 
+# Input images of one pixel: taps in the order of the outputs, taps that padding crops or dilation spreads, outputs
+# without a tap, several tiles of images and of columns, chunks of channels that fill the ring and that wrap around.
+ONE_PIXEL = (
+    G("dcgan1", (130, 100, 1, 1), 64, (4, 4)),
+    G("one_image", (1, 128, 1, 1), 40, (4, 4)),
+    G("three_images", (3, 100, 1, 1), 13, (3, 3)),
+    G("odd_channels", (130, 7, 1, 1), 5, (3, 3)),
+    G("odd_rows_of_columns", (20, 33, 1, 1), 13, (5, 3)),
+    G("columns_in_fours", (33, 36, 1, 1), 5, (2, 2)),
+    G("1x1", (70, 40, 1, 1), 72, (1, 1)),
+    G("dilated_1x1", (17, 24, 1, 1), 24, (1, 1), dilation=(3, 2)),
+    G("many_channels", (40, 700, 1, 1), 20, (4, 4)),
+    G("padding_1", (130, 100, 1, 1), 16, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("padding_of_one_side", (9, 24, 1, 1), 12, (5, 4), padding=(0, 1)),
+    G("output_padding", (9, 40, 1, 1), 12, (3, 3), stride=(3, 4), output_padding=(2, 3)),
+    G("dilation_2", (35, 33, 1, 1), 13, (3, 3), dilation=(2, 2)),
+    G("stride_3", (18, 20, 1, 1), 24, (4, 2), stride=(3, 3)),
+    G("everything", (66, 48, 1, 1), 26, (4, 3), (3, 5), (2, 1), (2, 4), (3, 2), groups=2),
+    G("groups_2", (130, 32, 1, 1), 32, (4, 4), groups=2),
+    G("groups_3_odd", (5, 75, 1, 1), 39, (3, 3), groups=3),
+    G("groups_of_one_output", (6, 64, 1, 1), 4, (4, 4), groups=4),
+    G("no_bias", (64, 64, 1, 1), 32, (4, 4), bias=False),
+    G("no_bias_without_taps", (5, 16, 1, 1), 8, (2, 2), stride=(4, 4), output_padding=(3, 3), bias=False),
+    G("unbatched", (100, 1, 1), 24, (4, 4)),
+)
+
+
+def _every_second_channel(x: Tensor) -> Tensor:
+    """Neighbouring channels have another between them."""
+    return torch.stack([x, torch.full_like(x, float("nan"))], dim=-3).flatten(-4, -3)[..., ::2, :, :]
+
+
+def _off_by_one(x: Tensor) -> Tensor:
+    """Dense, from the second element of its storage on."""
+    storage = torch.full((x.numel() + 1,), float("nan"), dtype=x.dtype, device=x.device)
+    storage[1:] = x.flatten()
+    return storage[1:].view(x.shape)
+
+
+def _some_channels(x: Tensor) -> Tensor:
+    """The middle of more channels: images lie further apart than they are long."""
+    channels = x.shape[-3]
+    storage = x.new_full((*x.shape[:-3], channels + 5, *x.shape[-2:]), float("nan"))
+    storage[..., 3 : 3 + channels, :, :] = x
+    return storage[..., 3 : 3 + channels, :, :]
+
+
+ONE_PIXEL_LAYOUTS = (
+    *LAYOUT_PAIRS,
+    ("contiguous", "channels_last"),
+    ("every_second_channel", "contiguous"),
+    ("some_channels", "some_channels"),
+    ("off_by_one", "off_by_one"),
+)
+_LAID = LAYOUTS | {
+    "every_second_channel": _every_second_channel,
+    "off_by_one": _off_by_one,
+    "some_channels": _some_channels,
+}
+
+
+@pytest.mark.parametrize("geometry", ONE_PIXEL, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@on_kernel("pixel_gemm")
+def test_one_pixel(geometry: Geometry, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every launch, in every pair of layouts."""
+    dtype, tried = TENSOR_CORE_PRECISIONS[precision], 0
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    with tf32_allowed(precision == "tf32"):
+        for input_layout, weight_layout in ONE_PIXEL_LAYOUTS:
+            laid_x, laid_w = _LAID[input_layout](x), _LAID[weight_layout](w)
+            laid_b = b if input_layout == "contiguous" else _every_second(b)
+            of_layout = None if "expanded" in (input_layout, weight_layout) else known
+            for line in launches(monkeypatch, target.kernel, range(100), laid_x, laid_w, laid_b, **geometry.arguments):
+                context = f"input {input_layout}, weight {weight_layout}: {line}"
+                poison(geometry.output, dtype, target.device)
+                out = convt_ext.conv_transpose2d(laid_x, laid_w, laid_b, **geometry.arguments)
+                assert_accurate(out, laid_x, laid_w, laid_b, context, of_layout, **geometry.arguments)
+                tried += 1
+    assert tried > len(ONE_PIXEL_LAYOUTS)
+
+
+@pytest.mark.parametrize("geometry", ONE_PIXEL, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@on_kernel("pixel_gemm")
+def test_one_pixel_with_activation(
+    geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rounded sums, bias included: as the operator alone and torch's ReLU after it, to the last bit."""
+    x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], target.device)
+    x = LAYOUTS[layout](x)
+    with tf32_allowed(precision == "tf32"):
+        for line in launches(monkeypatch, target.kernel, range(100), x, w, b, **geometry.arguments):
+            expected = torch.relu(convt_ext.conv_transpose2d(x, w, b, **geometry.arguments))
+            poison(geometry.output, x.dtype, target.device)
+            out = convt_ext.conv_transpose2d_act(x, w, b, **geometry.arguments, activation="relu")
+            assert torch.equal(out, expected), line
+            # One whose formula is long goes through the sums in a loop.
+            smooth = convt_ext.conv_transpose2d_act(x, w, b, **geometry.arguments, activation="tanh")
+            plain = torch.tanh(convt_ext.conv_transpose2d(x, w, b, **geometry.arguments))
+            unit = torch.finfo(x.dtype).eps * (16 if x.dtype == torch.float32 else 1)
+            torch.testing.assert_close(smooth, plain, rtol=unit, atol=unit)
+
+
 # No more than half of a product's rows are output channels: outputs of stride 1 are taken in pairs, and phases that
 # see different inputs share rows.
 HALF_EMPTY = (

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from reference import (
     ACTIVATIONS,
     LAYOUTS,
+    ONE_PIXEL_KERNELS,
     TARGETS,
     TENSOR_CORE_KERNELS,
     TENSOR_CORE_PRECISIONS,
@@ -87,7 +88,7 @@ def assert_placement(out: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geomet
     assert torch.isnan(got[torch.isnan(expected)]).all()
     infinite = torch.isinf(expected)
     same = got[infinite] == expected[infinite]
-    if kernel in TENSOR_CORE_KERNELS and out.dtype == torch.float32:
+    if kernel in (*TENSOR_CORE_KERNELS, *ONE_PIXEL_KERNELS) and out.dtype == torch.float32:
         same |= torch.isnan(got[infinite])
     assert same.all()
     allowed = torch.zeros_like(finite)
@@ -235,9 +236,8 @@ def test_in_the_weight(geometry: Geometry, layout: str, value: float, target: Ta
 every_nan = pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)
 
 
-def check_nan(bits: int, precision: str, target: Target) -> None:
+def check_nan(bits: int, precision: str, target: Target, geometry: Geometry = GEOMETRIES[1]) -> None:
     """Whatever its sign and its other bits: rounding to fewer of them must not make it a number or infinite."""
-    geometry = GEOMETRIES[1]
     for index in (0, 1):
         tensors = geometry.tensors(torch.float32, target.device)
         tensor = tensors[index]
@@ -257,6 +257,35 @@ def test_every_nan_is_one(bits: int, precision: str, target: Target) -> None:
 @on_tensor_cores("ieee", "tf32")
 def test_every_nan_is_one_on_tensor_cores(bits: int, precision: str, target: Target) -> None:
     check_nan(bits, precision, target)
+
+
+# Outputs without a tap see neither operand; those of other images, channels or taps not what is not theirs.
+ONE_PIXEL = (
+    Geometry("taps_in_order", (19, 100, 1, 1), 12, (4, 4)),
+    Geometry("without_taps", (5, 24, 1, 1), 9, (3, 2), stride=(4, 4), output_padding=(2, 3)),
+    Geometry("padding_and_dilation", (3, 17, 1, 1), 8, (4, 3), padding=(2, 1), dilation=(2, 3)),
+    Geometry("groups", (6, 32, 1, 1), 10, (3, 3), padding=(1, 0), groups=2),
+)
+
+
+@pytest.mark.parametrize("geometry", ONE_PIXEL, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "ieee", "tf32"])
+@on_kernel("pixel_gemm")
+def test_one_pixel(geometry: Geometry, precision: str, layout: str, target: Target) -> None:
+    """In the input, and in the weight."""
+    dtype = TENSOR_CORE_PRECISIONS[precision]
+    with tf32_allowed(precision == "tf32"):
+        for value in (INF, -INF, NAN):
+            check_input(geometry, layout, value, target, dtype)
+            check_weight(geometry, layout, value, target, dtype)
+
+
+@every_nan
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@on_kernel("pixel_gemm")
+def test_every_nan_is_one_in_one_pixel(bits: int, precision: str, target: Target) -> None:
+    check_nan(bits, precision, target, ONE_PIXEL[0])
 
 
 @geometries

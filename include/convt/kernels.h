@@ -42,6 +42,16 @@ cudaError_t launch_thin_ieee(const Problem& problem, const ThinLaunch& launch, c
 cudaError_t launch_col2im_fp16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
 cudaError_t launch_col2im_bf16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
 
+// Input images of one pixel; the weight is read as it is.
+cudaError_t launch_pixel_gemm_fp16(const Problem& problem, const PixelGemmLaunch& launch,
+                                   cudaStream_t stream);
+cudaError_t launch_pixel_gemm_bf16(const Problem& problem, const PixelGemmLaunch& launch,
+                                   cudaStream_t stream);
+cudaError_t launch_pixel_gemm_tf32(const Problem& problem, const PixelGemmLaunch& launch,
+                                   cudaStream_t stream);
+cudaError_t launch_pixel_gemm_ieee(const Problem& problem, const PixelGemmLaunch& launch,
+                                   cudaStream_t stream);
+
 // Lays out in `workspace` what launch.turns_input and turns_weight say; before launch_implicit_gemm_*.
 cudaError_t launch_turn_operands(const Problem& problem, const ImplicitGemmLaunch& launch, void* workspace,
                                  cudaStream_t stream);

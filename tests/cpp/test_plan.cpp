@@ -511,9 +511,63 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
   CHECK(launch.pixel_tiles == launch.image_tiles * launch.tiles_h * launch.tiles_w, context);
 }
 
+// Every output is a column of one thread block, and what is copied or stored at once lies side by side.
+void check_pixel_gemm(const Problem& p, const convt::PixelGemmLaunch& launch, const DeviceLimits& device,
+                      const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  const convt::PixelGemmConfig& sizes = launch.sizes();
+  const int64_t size = convt::element_size(p.dtype);
+  CHECK(p.h.input == 1 && p.w.input == 1 && launch.element_size == size, context);
+  const bool splits = size == 4 && p.float32_precision == convt::Float32Precision::kIeee;
+  CHECK(launch.parts == (splits ? 2 : 1) && launch.groups == p.groups, context);
+  CHECK(launch.columns * p.groups * p.batch == p.output_elements(), context);
+  covers(launch.image_tiles, sizes.rows(), p.batch);
+  covers(launch.column_tiles, sizes.columns(), launch.columns);
+  covers(launch.chunks, launch.chunk_channels(), p.cin_per_group);
+  CHECK(launch.blocks() >= 1 && launch.blocks() <= 2147483647, context);
+  const convt::PixelGemmShared shared =
+      convt::pixel_gemm_shared(sizes, static_cast<int>(size), launch.chunks);
+  CHECK(shared.bytes == launch.shared_bytes && shared.stage_bytes % 16 == 0, context);
+  CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+  for (const int bytes : {launch.input_bytes, launch.weight_bytes, launch.store_bytes})
+    CHECK((bytes == 16 || bytes == 8 || bytes == 4 || bytes == 2) && bytes >= size, context);
+  const int64_t input = launch.input_bytes / size, weight = launch.weight_bytes / size,
+                store = launch.store_bytes / size;
+  if (input > 1) {
+    CHECK(p.input_stride.c == 1 || p.cin_per_group == 1, context);
+    CHECK(p.batch == 1 || p.input_stride.n % input == 0, context);
+    CHECK(p.groups == 1 || p.cin_per_group % input == 0, context);
+  }
+  if (weight > 1) {
+    // A channel's taps are in the order of the outputs that they reach.
+    CHECK(p.cin() == 1 || p.weight_stride.cin % weight == 0, context);
+    int64_t column = 0;
+    const int64_t outer = p.output_channels_last ? 1 : p.cout_per_group;
+    const int64_t inner = p.output_channels_last ? p.cout_per_group : 1;
+    for (int64_t first = 0; first < outer; ++first) {
+      for (int64_t oh = 0; oh < p.h.output; ++oh) {
+        for (int64_t ow = 0; ow < p.w.output; ++ow) {
+          for (int64_t last = 0; last < inner; ++last) {
+            const int64_t at =
+                (first + last) * p.weight_stride.cout + oh * p.weight_stride.kh + ow * p.weight_stride.kw;
+            CHECK(at == column++, context);
+          }
+        }
+      }
+    }
+    CHECK(p.h.padding == 0 && p.h.output == p.h.kernel && (p.h.kernel == 1 || p.h.dilation == 1), context);
+    CHECK(p.w.padding == 0 && p.w.output == p.w.kernel && (p.w.kernel == 1 || p.w.dilation == 1), context);
+  }
+  const bool in_runs = p.output_channels_last && p.groups > 1;
+  CHECK((in_runs ? p.cout_per_group : launch.columns) % store == 0, context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
+  if (plan.kernel == Kernel::kPixelGemm) return check_pixel_gemm(p, plan.pixel_gemm, device, context);
   if (plan.kernel == Kernel::kImplicitGemm) {
     return check_implicit_gemm(p, plan.implicit_gemm, device, context);
   }
@@ -548,10 +602,12 @@ void test_typical_problems() {
     Problem problem;
     bool tensor_cores = true;
     bool thin = false;
+    bool one_pixel = false;
   } typical[] = {
       {"dcgan", make_problem(DType::kFloat32, 128, 128, 64, k4s2, k4s2)},
       {"dcgan, one pixel",
-       make_problem(DType::kFloat16, 128, 100, 512, make_axis(1, 4, 1), make_axis(1, 4, 1)), true, true},
+       make_problem(DType::kFloat16, 128, 100, 512, make_axis(1, 4, 1), make_axis(1, 4, 1)), true, false,
+       true},
       {"unet", make_problem(DType::kFloat16, 8, 128, 64, k2s2, k2s2, 1, true)},
       {"kb65", make_problem(DType::kBFloat16, 8, 64, 64, k3s1, make_axis(512, 7, 1))},
       {"hifigan", make_problem(DType::kFloat32, 16, 512, 256, make_axis(1, 1, 1), make_axis(400, 16, 8, 4))},
@@ -560,13 +616,15 @@ void test_typical_problems() {
       {"dilated", make_problem(DType::kFloat16, 16, 32, 64, make_axis(64, 3, 5, 1, 0, 2),
                                make_axis(128, 3, 5, 1, 0, 2))},
   };
-  for (const auto& [name, problem, tensor_cores, thin] : typical) {
+  for (const auto& [name, problem, tensor_cores, thin, one_pixel] : typical) {
     for (const Device& device : kDevices) {
       const std::string context = std::string(name) + " on " + device.name;
       const Kernel chosen = convt::make_plan(problem, device.limits, nullptr).kernel;
       const bool split = problem.dtype == DType::kFloat32;
       if (!tensor_cores || (split && !device.fast_tf32)) {
         CHECK(chosen == Kernel::kTileSimt, context);
+      } else if (one_pixel) {
+        CHECK(chosen == Kernel::kPixelGemm, context);
       } else {
         const bool on_wgmma =
             chosen == Kernel::kTileWgmma || chosen == Kernel::kCol2im || chosen == Kernel::kImplicitGemm;
@@ -673,8 +731,9 @@ void test_generic_is_the_last_resort() {
 void test_empty_output() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
-  for (const char* forced : {static_cast<const char*>(nullptr), "", "generic", "depthwise", "thin",
-                             "tile_simt", "tile_mma", "tile_wgmma", "col2im", "implicit_gemm"}) {
+  for (const char* forced :
+       {static_cast<const char*>(nullptr), "", "generic", "depthwise", "thin", "tile_simt", "tile_mma",
+        "tile_wgmma", "col2im", "implicit_gemm", "pixel_gemm"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -713,6 +772,13 @@ void test_forced_kernels() {
     CHECK(line(":0") == line("") && line(":1") != line("") && line(":1") != line(":2"), line(":1"));
     check_plan(many, kH100, (kernel + ":5").c_str(), kernel);
   }
+  const Problem one_pixel =
+      make_problem(DType::kFloat16, 128, 100, 512, make_axis(1, 4, 1), make_axis(1, 4, 1));
+  for (int rank = 0; rank < convt::kPixelGemmConfigCount; ++rank) {
+    const std::string forced = "pixel_gemm:" + std::to_string(rank);
+    CHECK(convt::make_plan(one_pixel, kH100, forced.c_str()).kernel == Kernel::kPixelGemm, forced);
+    check_plan(one_pixel, kH100, forced.c_str(), forced);
+  }
   for (const char* const bad : {"tile_mma:", "tile_mma:x", "tile_mma:-1", "tile_mma:999999", "generic:1",
                                 "depthwise:1", "tile_simt:0"}) {
     bool refused = false;
@@ -739,10 +805,88 @@ void test_forced_kernels() {
     message = error.what();
   }
   CHECK(message ==
-            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im or "
-            "implicit_gemm, got "
+            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
+            "implicit_gemm or pixel_gemm, got "
             "Generic",
         message);
+}
+
+// Input images of one pixel: which problems are pixel_gemm's, and what it copies at once.
+void test_pixel_gemm() {
+  const Axis k4 = make_axis(1, 4, 1);
+  const auto plan = [](const Problem& p, const char* forced = nullptr) {
+    check_plan(p, kH100, forced, describe(p));
+    return convt::make_plan(p, kH100, forced);
+  };
+  for (const bool channels_last : {false, true}) {
+    for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+      for (const auto precision : {convt::Float32Precision::kIeee, convt::Float32Precision::kTf32}) {
+        Problem dcgan = make_problem(dtype, 128, 100, 512, k4, k4, 1, channels_last);
+        dcgan.float32_precision = precision;
+        for (const Device& device : kDevices) {
+          const bool precise =
+              dtype != DType::kFloat32 || device.fast_tf32 || precision == convt::Float32Precision::kTf32;
+          const Kernel expected = precise ? Kernel::kPixelGemm : Kernel::kTileSimt;
+          const std::string context = describe(dcgan) + " on " + device.name;
+          CHECK(convt::make_plan(dcgan, device.limits, nullptr).kernel == expected, context);
+          check_plan(dcgan, device.limits, nullptr, context);
+          check_plan(dcgan, device.limits, "pixel_gemm", context);
+        }
+        // One round of thread blocks. Images are 200 or 400 bytes apart.
+        const convt::PixelGemmLaunch launch = plan(dcgan).pixel_gemm;
+        CHECK(launch.blocks() == 128, describe(dcgan));
+        CHECK(launch.input_bytes == (dtype == DType::kFloat32 ? 16 : 8), describe(dcgan));
+        // A contiguous weight has the order of NCHW.
+        CHECK((launch.weight_bytes == 16) == !channels_last && launch.store_bytes == 16, describe(dcgan));
+        dcgan.weight_stride = {16 * 512, 1, 4 * 512, 512};
+        CHECK((plan(dcgan).pixel_gemm.weight_bytes == 16) == channels_last, describe(dcgan));
+      }
+    }
+  }
+  // Outputs that taps do not reach one after the other, and odd sizes.
+  for (const Axis& axis : {make_axis(1, 4, 2, 1), make_axis(1, 3, 4, 0, 3), make_axis(1, 3, 1, 0, 0, 2),
+                           make_axis(1, 5, 3, 2)}) {
+    const Plan other = plan(make_problem(DType::kFloat16, 64, 64, 32, axis, k4));
+    CHECK(other.kernel == Kernel::kPixelGemm && other.pixel_gemm.weight_bytes == 2, describe(other));
+  }
+  const Axis k3 = make_axis(1, 3, 1), k1 = make_axis(1, 1, 1, 0, 0, 7);
+  const convt::PixelGemmLaunch odd = plan(make_problem(DType::kFloat16, 3, 33, 5, k3, k3)).pixel_gemm;
+  CHECK(odd.input_bytes == 2 && odd.weight_bytes == 2 && odd.store_bytes == 2, "odd sizes");
+  const convt::PixelGemmLaunch single = plan(make_problem(DType::kFloat32, 1, 33, 5, k3, k3)).pixel_gemm;
+  CHECK(single.input_bytes == 16 && single.weight_bytes == 4 && single.store_bytes == 4, "one odd image");
+  CHECK(plan(make_problem(DType::kFloat16, 64, 64, 64, k1, k1)).pixel_gemm.weight_bytes == 16,
+        "a dilated tap");
+  Problem strided = make_problem(DType::kFloat16, 64, 64, 64, k4, k4);
+  strided.input_stride = {128, 2, 1, 1};
+  CHECK(plan(strided).pixel_gemm.input_bytes == 2, "every second channel");
+  // Groups: outputs of one pixel and group lie side by side, in channels_last no more than those.
+  const convt::PixelGemmLaunch groups =
+      plan(make_problem(DType::kFloat16, 64, 64, 24, k4, k4, 2, true), "pixel_gemm").pixel_gemm;
+  CHECK(groups.groups == 2 && groups.columns == 12 * 16 && groups.store_bytes == 8, "groups");
+  CHECK(plan(make_problem(DType::kFloat16, 64, 64, 64, k4, k4, 32)).kernel != Kernel::kPixelGemm,
+        "groups of two channels");
+  // What it cannot do, and what is not for one product.
+  const struct {
+    Problem problem;
+    const char* reason;
+  } refused[] = {
+      {make_problem(DType::kFloat16, 8, 64, 64, make_axis(2, 4, 1), k4), "one pixel"},
+      {make_problem(DType::kFloat16, 8, 64, 64, k4, make_axis(2, 4, 1)), "one pixel"},
+      {make_problem(DType::kFloat64, 8, 64, 64, k4, k4), "float64"},
+      {make_problem(DType::kFloat16, 1, 8, 1 << 12, make_axis(1, 1, 1, 0, (1 << 20) - 1, 1 << 20), k4),
+       "32 bits"},
+  };
+  for (const auto& [problem, reason] : refused) {
+    std::string message;
+    try {
+      convt::make_plan(problem, kH100, "pixel_gemm");
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(message.rfind("CONVT_KERNEL=pixel_gemm cannot compute this problem: ", 0) == 0 &&
+              message.find(reason) != std::string::npos,
+          describe(problem) + ": " + message);
+  }
 }
 
 void test_turned_operands() {
@@ -773,10 +917,11 @@ void test_random_problems() {
   const auto draw = [&](int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
   };
-  const auto draw_axis = [&] {
+  const auto draw_axis = [&](bool one_pixel) {
     const int64_t stride = draw(1, 8), dilation = draw(1, 4), kernel = draw(1, 7);
     // Sizes over several decades.
-    const int64_t input = static_cast<int64_t>(std::pow(10.0, static_cast<double>(draw(0, 350)) / 100.0));
+    const double size = std::pow(10.0, static_cast<double>(draw(0, 350)) / 100.0);
+    const int64_t input = one_pixel ? 1 : static_cast<int64_t>(size);
     const int64_t full = (input - 1) * stride + dilation * (kernel - 1) + 1;
     return make_axis(input, kernel, stride, draw(0, (full - 1) / 2), draw(0, std::max(stride, dilation) - 1),
                      dilation);
@@ -784,10 +929,11 @@ void test_random_problems() {
   int tiled = 0;
   constexpr int kProblems = 1500;
   for (int trial = 0; trial < kProblems; ++trial) {
+    const bool one_pixel = trial % 8 == 0;
     const int64_t groups = draw(0, 3) == 0 ? draw(2, 40) : 1;
     const DType dtype = draw(0, 1) == 0 ? DType::kFloat32 : DType::kBFloat16;
-    Problem p = make_problem(dtype, draw(1, 200), groups * draw(1, 300), groups * draw(1, 300), draw_axis(),
-                             draw_axis(), groups, draw(0, 1) == 0);
+    Problem p = make_problem(dtype, draw(1, 200), groups * draw(1, 300), groups * draw(1, 300),
+                             draw_axis(one_pixel), draw_axis(one_pixel), groups, draw(0, 1) == 0);
     if (draw(0, 1) == 0) p.float32_precision = convt::Float32Precision::kTf32;
     if (draw(0, 3) == 0) {
       // Neighbours of no dimension lie side by side.
@@ -801,12 +947,12 @@ void test_random_problems() {
     tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kThin ||
              plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
              plan.kernel == Kernel::kTileWgmma || plan.kernel == Kernel::kCol2im ||
-             plan.kernel == Kernel::kImplicitGemm;
+             plan.kernel == Kernel::kImplicitGemm || plan.kernel == Kernel::kPixelGemm;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
     for (const char* const forced :
          {"depthwise", "thin", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9", "implicit_gemm",
-          "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40"}) {
+          "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40", "pixel_gemm"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
@@ -873,6 +1019,7 @@ int main() {
   test_generic_is_the_last_resort();
   test_empty_output();
   test_forced_kernels();
+  test_pixel_gemm();
   test_turned_operands();
   test_random_problems();
   test_description();
