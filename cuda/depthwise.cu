@@ -1,4 +1,5 @@
 // depthwise: groups of few input channels, which the memory's bandwidth bounds: one in, one or more out.
+// These are the mappings for every filter; cuda/depthwise_rolling.cu has the one for some common filters.
 //
 // An output o is q * stride + r along H. The rows of one r are of one phase (convt/phases.h), tap i of which
 // reads input u - i * step, step = shift_step, and two such rows q and q + step read inputs that are step
@@ -24,10 +25,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "convt/depthwise.h"
 #include "convt/device/activation.cuh"
+#include "convt/device/depthwise.cuh"
 #include "convt/device/launch.cuh"
-#include "convt/device/scalar.cuh"
 #include "convt/kernels.h"
 #include "convt/phases.h"
 
@@ -40,58 +40,7 @@ constexpr int kVector = kDepthwiseVector;
 // Blocks that an SM must have registers for, by the sums of a thread.
 constexpr int min_blocks(int sums) { return sums >= 64 ? 2 : 4; }
 
-template <typename T>
-struct DepthwiseParams {
-  const T* input;
-  const T* weight;
-  const T* bias;
-  T* output;
-  ActivationStrides input_stride, output_stride;
-  WeightStrides weight_stride;
-  int64_t bias_stride;
-  ActivationParams<float> activation;
-  AxisPhases<int> phases_h, phases_w;
-  Divisor<int> step_h, cout_per_group, cin_per_group;
-  int row_step;  // elements between inputs step_h rows apart
-  int padding_h, padding_w, input_h, input_w, output_h, output_w, cout;
-  int row_sets, sets_per_thread, channels_per_thread;
-
-  // columns: how threads are numbered
-  Divisor<int> column_groups, runs, channel_runs;
-  int threads;
-  bool channels_last;
-
-  // channels
-  Divisor<int> lanes, channel_tiles, blocks_an_image, taps, kernel_w, columns;
-  int tile_channels, items, items_at_once, passes, pitch;
-  bool phase_first;
-
-  int batch;
-};
-
 // ---------------------------------------------------------------- vectors
-
-template <typename T>
-struct VectorBits {
-  using type = uint2;
-};
-template <>
-struct VectorBits<float> {
-  using type = uint4;
-};
-
-template <int V, typename T>
-__device__ void load(const T* from, float (&to)[V]) {
-  if constexpr (V == 1) {
-    to[0] = widen(__ldg(from));
-  } else {
-    const auto bits = __ldg(reinterpret_cast<const typename VectorBits<T>::type*>(from));
-    T values[V];
-    memcpy(values, &bits, sizeof(bits));
-#pragma unroll
-    for (int v = 0; v < V; ++v) to[v] = widen(values[v]);
-  }
-}
 
 template <int V>
 __device__ void load_shared(const float* from, float (&to)[V]) {
@@ -183,11 +132,6 @@ __device__ ColumnTaps<C> columns_of(const DepthwiseParams<T>& p, int first, int 
 }
 
 // ---------------------------------------------------------------- sums
-
-// Sums of 16-bit types begin with the bias: added at the end, it would be widened for every output. Those of
-// float32 would lose digits to a large one.
-template <typename T>
-inline constexpr bool kBiasFirst = sizeof(T) == 2;
 
 // The sums of a thread: R rows of C columns, of V channels each. One of C and V is 1. The channels have X
 // inputs, one for each or one for all.
@@ -346,15 +290,6 @@ class Sums {
   int products_;
 };
 
-// The bias of V neighbouring channels.
-template <int V, typename T>
-__device__ void read_bias(const DepthwiseParams<T>& p, int channel, float (&bias)[V]) {
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    bias[v] = p.bias == nullptr ? 0.0f : widen(__ldg(p.bias + (channel + v) * p.bias_stride));
-  }
-}
-
 // Adds the bias, rounds, applies the activation and stores. `output` is the first of C columns or V channels
 // of row 0 of an image.
 template <typename T, int C, int V, int X, int R, bool kLong>
@@ -374,16 +309,7 @@ __device__ void store(const DepthwiseParams<T>& p, const Sums<T, C, V, X, R, kLo
 #pragma unroll
   for (int i = 0; i < R; ++i) {
     if (rows.output + i * row_distance >= p.output_h) break;
-    T values[kElements];
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) values[e] = narrow<T>(complete[i * kElements + e]);
-    if constexpr (kElements == 1) {
-      *output = values[0];
-    } else {
-      typename VectorBits<T>::type bits;
-      memcpy(&bits, values, sizeof(bits));
-      *reinterpret_cast<typename VectorBits<T>::type*>(output) = bits;
-    }
+    store_bits<kElements>(narrow_bits<T, kElements>(complete + i * kElements), output);
     output += row_distance * p.output_stride.h;
   }
 }
@@ -497,9 +423,6 @@ __global__ void __launch_bounds__(kThreads, min_blocks(V * R * (kLong ? 2 : 1)))
 
 // ---------------------------------------------------------------- launch
 
-template <typename T>
-using DepthwiseKernel = void (*)(DepthwiseParams<T>);
-
 template <typename T, int C>
 DepthwiseKernel<T> choose_columns(const DepthwiseLaunch& launch) {
   // A thread that has few sums has registers for their totals, needed or not.
@@ -519,6 +442,7 @@ DepthwiseKernel<T> choose_channels(const DepthwiseLaunch& launch) {
 
 template <typename T>
 DepthwiseKernel<T> choose(const DepthwiseLaunch& launch) {
+  if (launch.mapping == DepthwiseMapping::kRolling) return choose_rolling<T>(launch);
   if (launch.mapping == DepthwiseMapping::kColumns) {
     return launch.vector == 1 ? choose_columns<T, 1>(launch) : choose_columns<T, kVector>(launch);
   }
@@ -544,6 +468,9 @@ cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStr
   if (launch.vector > 1 && by_channel && !launch.shares_input &&
       !is_aligned(problem.input, kVector * sizeof(T))) {
     launch = without_vectors(launch);
+  }
+  if (launch.loads_vectors) {
+    launch.loads_vectors = is_aligned(problem.input, kRollingVectorBytes / launch.phases_w.stride);
   }
   const WeightStrides& weight = problem.weight_stride;
   if ((problem.h.kernel - 1) * weight.kh + (problem.w.kernel - 1) * weight.kw >= kMaxCoordinate) {

@@ -408,15 +408,24 @@ std::string describe(const Plan& plan) {
   if (plan.kernel == Kernel::kDepthwise) {
     const DepthwiseLaunch& t = plan.depthwise;
     const bool by_channel = t.mapping == DepthwiseMapping::kChannels;
-    line << " mapping=" << (by_channel ? "channels" : "columns") << " vector=" << t.vector
-         << " shares_input=" << t.shares_input << " rows=" << t.rows << "x" << t.row_sets
-         << " long=" << t.long_sums;
+    const bool rolling = t.mapping == DepthwiseMapping::kRolling;
+    line << " mapping="
+         << (by_channel ? "channels"
+             : rolling  ? "rolling"
+                        : "columns")
+         << " vector=" << t.vector << " shares_input=" << t.shares_input << " rows=" << t.rows << "x"
+         << t.row_sets << " long=" << t.long_sums;
     if (by_channel) {
       line << " lanes=" << t.lanes << "x" << t.channel_tiles << " items=" << t.items_at_once << "x"
            << t.passes << "x" << t.blocks_an_image << " shared=" << t.shared_bytes;
     } else {
       line << " sets=" << t.sets_per_thread << "x" << t.runs << " channels=" << t.channels_per_thread << "x"
            << t.channel_runs;
+      if (rolling) {
+        const RollingFilter& filter = kRollingFilters[t.filter];
+        line << " filter=" << filter.kernel << "," << filter.stride << "," << filter.phase
+             << " loads_vectors=" << t.loads_vectors;
+      }
     }
     line << " blocks=" << t.blocks;
   }

@@ -1,6 +1,7 @@
 // The launch of `depthwise`.
 
 #include <algorithm>
+#include <iterator>
 
 #include "plan_common.h"
 
@@ -76,6 +77,15 @@ struct DepthwisePlanner {
     return launch.blocks <= kMaxGrid;
   }
 
+  // Threads that take some sets and channels, of which `phases` share the sets.
+  void set_threads(DepthwiseLaunch& launch, int64_t phases) const {
+    launch.sets_per_thread = static_cast<int>(ceil_div(launch.row_sets, launch.runs));
+    launch.channel_runs = static_cast<int>(ceil_div(p.cout(), launch.channels_per_thread));
+    const int64_t columns = p.w.output / launch.vector;
+    launch.threads = static_cast<int>(columns * phases * launch.runs * launch.channel_runs * p.batch);
+    launch.blocks = ceil_div(launch.threads, kDepthwiseThreads);
+  }
+
   void plan_columns(DepthwiseLaunch& launch) const {
     launch.mapping = DepthwiseMapping::kColumns;
     // Finding the phases of its columns costs a thread as much as some outputs do, so it takes several row
@@ -85,16 +95,54 @@ struct DepthwisePlanner {
     const double wanted = rounds / 8;
     const int64_t most = static_cast<int64_t>(std::clamp<double>(wanted, 1, launch.row_sets));
     launch.runs = static_cast<int>(ceil_div(launch.row_sets, most));
-    launch.sets_per_thread = static_cast<int>(ceil_div(launch.row_sets, launch.runs));
     if (launch.runs == 1 && !p.output_channels_last) {
       constexpr double kMostChannels = 8;
       const double channels = std::min(wanted / launch.row_sets, std::min<double>(kMostChannels, p.cout()));
       launch.channels_per_thread = static_cast<int>(std::max(1.0, channels));
     }
-    launch.channel_runs = static_cast<int>(ceil_div(p.cout(), launch.channels_per_thread));
-    const int64_t columns = p.w.output / launch.vector;
-    launch.threads = static_cast<int>(columns * p.h.stride * launch.runs * launch.channel_runs * p.batch);
-    launch.blocks = ceil_div(launch.threads, kDepthwiseThreads);
+    set_threads(launch, p.h.stride);
+  }
+
+  // The number of a filter in kRollingFilters whose kernel can compute the problem, or of none.
+  static constexpr int kNoFilter = -1;
+  int rolling_filter() const {
+    const bool one_channel = p.cin_per_group == 1 && !p.output_channels_last;
+    const bool square = p.h.kernel == p.w.kernel && p.h.stride == p.w.stride;
+    const bool rows = p.w.input == 1 || p.input_stride.w == 1;
+    const int64_t columns = kRollingVectorBytes / element_size(p.dtype);
+    if (!one_channel || !square || !rows || p.h.dilation != 1 || p.w.dilation != 1) return kNoFilter;
+    if (p.w.output % columns != 0) return kNoFilter;
+    const auto* const filter = std::find_if(
+        std::begin(kRollingFilters), std::end(kRollingFilters), [this](const RollingFilter& candidate) {
+          return candidate.kernel == p.w.kernel && candidate.stride == p.w.stride &&
+                 candidate.phase == p.w.padding % p.w.stride;
+        });
+    if (filter == std::end(kRollingFilters)) return kNoFilter;
+    return static_cast<int>(filter - std::begin(kRollingFilters));
+  }
+
+  void plan_rolling(int filter, DepthwiseLaunch& launch) const {
+    const RollingFilter& shape = kRollingFilters[filter];
+    launch.mapping = DepthwiseMapping::kRolling;
+    launch.filter = filter;
+    launch.vector = static_cast<int>(kRollingVectorBytes / element_size(p.dtype));
+    launch.rows = shape.stride;
+    launch.row_sets = bases_of(p.h).count;
+    // A thread's own input columns: the outputs that begin at V * i have those from V * i / stride on.
+    const int64_t columns = launch.vector / shape.stride;
+    const ActivationStrides& in = p.input_stride;
+    launch.loads_vectors = shape.has_vectors(launch.vector) && p.w.padding == shape.same_padding() &&
+                           p.w.output <= p.w.input * p.w.stride && (p.batch == 1 || in.n % columns == 0) &&
+                           (p.cin() == 1 || in.c % columns == 0) && (p.h.input == 1 || in.h % columns == 0);
+    // Weights and addresses cost a thread as much as two rows of outputs do, and it multiplies some rows
+    // that its predecessor does too; yet some four rounds of threads keep the device busy to the end.
+    constexpr int64_t kLeastSets = 4, kMostSets = 64;
+    constexpr double kThreadsOfSm = kRollingBlocks * kDepthwiseThreads;
+    const double all = static_cast<double>(p.w.output / launch.vector * p.batch * p.cout()) * launch.row_sets;
+    const double wanted = all / (4 * kThreadsOfSm * device.sm_count);
+    const auto most = static_cast<int64_t>(std::clamp<double>(wanted, kLeastSets, kMostSets));
+    launch.runs = static_cast<int>(ceil_div(launch.row_sets, most));
+    set_threads(launch, 1);
   }
 
   // Rows of a thread: one where there are few, or where threads would not fill the device.
@@ -118,6 +166,11 @@ struct DepthwisePlanner {
       launch.shares_input = false;
       launch.vector = 1;
     } else {
+      const int filter = rolling_filter();
+      if (filter != kNoFilter) {
+        plan_rolling(filter, launch);
+        return launch;
+      }
       // Columns that are neighbours share their inputs if those are neighbours too.
       launch.vector = p.w.output % kDepthwiseVector == 0 && w.shift_step == 1 ? kDepthwiseVector : 1;
     }

@@ -168,7 +168,7 @@ HALF_TARGETS = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA) for kerne
 
 
 def on_kernel(kernel: str) -> pytest.MarkDecorator:
-    """Runs a test on one of the kernels of tensor cores, as its `target`."""
+    """Runs a test on one kernel, as its `target`."""
     targets = [pytest.param(Target("cuda", kernel), marks=NEEDS_CUDA)]
     return pytest.mark.parametrize("target", targets, indirect=True, ids=str)
 

@@ -111,6 +111,7 @@ GEOMETRIES = (
     Geometry("depthwise", (2, 16, 12, 9), 16, (3, 3), stride=(2, 1), padding=(1, 1), groups=16),
     Geometry("groups", (2, 10, 7, 9), 6, (3, 3), stride=(2, 2), padding=(1, 1), groups=2),
     Geometry("unbatched", (8, 5, 4), 6, (2, 3), stride=(2, 1)),
+    Geometry("depthwise_rolling", (2, 6, 7, 12), 6, (4, 4), stride=(2, 2), padding=(1, 1), groups=6),
 )
 SMALL = Geometry("small", (2, 2, 3, 2), 3, (3, 2), stride=(2, 1), padding=(1, 0))
 

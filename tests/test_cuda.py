@@ -380,6 +380,8 @@ SANITIZED = (
     Geometry("all_arguments", (2, 6, 5, 7), 33, (3, 2), (4, 3), (2, 1), (3, 2), (2, 2), groups=3),
     Geometry("two_steps", (5, 70, 2, 3), 65, (4, 4), stride=(2, 2), padding=(1, 1)),
     Geometry("vectors", (2, 12, 9, 10), 12, (4, 4), stride=(2, 2), padding=(1, 1), groups=12),
+    Geometry("rolling", (2, 6, 9, 12), 12, (4, 4), stride=(2, 2), padding=(1, 1), groups=6),
+    Geometry("rolling_cropped", (2, 5, 7, 14), 5, (3, 3), padding=(2, 0), groups=5),
     Geometry("folded", (2, 9, 5, 6), 7, (4, 8), stride=(2, 4)),
     Geometry("folded_odd", (3, 16, 1, 9), 6, (1, 16), stride=(1, 8), padding=(0, 4), output_padding=(0, 4)),
     Geometry("pairs", (2, 17, 7, 45), 20, (3, 4), padding=(1, 2)),

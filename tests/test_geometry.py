@@ -382,6 +382,57 @@ def test_one_pixel_with_activation(
             torch.testing.assert_close(smooth, plain, rtol=unit, atol=unit)
 
 
+# Filters that `depthwise` is compiled for; rows of output are whole vectors of every dtype, 8 elements each. Paddings
+# of both residues and beyond the stride, inputs of odd and of few columns, heights of no whole run of rows.
+ROLLING = (
+    G("k2s2", (2, 6, 13, 12), 6, (2, 2), stride=(2, 2), groups=6),
+    G("k2s2_cropped", (2, 3, 9, 14), 9, (2, 2), stride=(2, 2), padding=(3, 2), groups=3),
+    G("k2s2_extended", (1, 4, 5, 4), 4, (2, 2), stride=(2, 2), output_padding=(1, 0), groups=4),
+    G("k3s1", (2, 5, 21, 24), 5, (3, 3), padding=(1, 1), groups=5),
+    G("k3s1_full", (2, 5, 10, 14), 15, (3, 3), groups=5),
+    G("k3s1_6_columns", (3, 4, 3, 6), 4, (3, 3), padding=(2, 0), groups=4),
+    G("k3s1_cropped", (2, 3, 11, 20), 3, (3, 3), padding=(0, 3), groups=3),
+    G("k3s2", (2, 6, 12, 11), 6, (3, 3), stride=(2, 2), output_padding=(0, 1), groups=6),
+    G("k3s2_cropped", (2, 3, 12, 17), 9, (3, 3), stride=(2, 2), padding=(1, 2), output_padding=(1, 1), groups=3),
+    G("k3s2_odd", (2, 6, 15, 16), 6, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1), groups=6),
+    G("k3s2_odd_cropped", (2, 3, 9, 18), 3, (3, 3), stride=(2, 2), padding=(0, 3), output_padding=(1, 1), groups=3),
+    G("k4s2_full", (2, 5, 9, 11), 15, (4, 4), stride=(2, 2), groups=5),
+    G("k4s2_3_columns", (2, 5, 4, 3), 5, (4, 4), stride=(2, 2), padding=(3, 0), groups=5),
+    G("k4s2_even", (2, 5, 9, 13), 5, (4, 4), stride=(2, 2), padding=(1, 2), groups=5),
+    G("k4s2", (3, 7, 33, 24), 7, (4, 4), stride=(2, 2), padding=(1, 1), groups=7),
+    G("k4s2_4_columns", (2, 6, 1, 4), 18, (4, 4), stride=(2, 2), padding=(0, 1), groups=6),
+    G("k4s2_odd", (2, 6, 19, 14), 6, (4, 4), stride=(2, 2), padding=(5, 3), output_padding=(1, 0), groups=6),
+    G("k4s4", (2, 6, 11, 10), 6, (4, 4), stride=(4, 4), groups=6),
+    G("k4s4_cropped", (2, 3, 6, 12), 9, (4, 4), stride=(4, 4), padding=(2, 4), output_padding=(3, 0), groups=3),
+    G("k4s4_2_columns", (1, 5, 7, 2), 5, (4, 4), stride=(4, 4), padding=(9, 0), output_padding=(2, 0), groups=5),
+    G("no_bias", (2, 6, 17, 12), 12, (4, 4), stride=(2, 2), padding=(1, 1), groups=6, bias=False),
+    G("one_channel", (9, 1, 40, 40), 3, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("several_runs", (1, 2, 150, 16), 2, (3, 3), padding=(1, 1), groups=2),
+)
+
+
+@pytest.mark.parametrize("geometry", ROLLING, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES["depthwise"], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@on_kernel("depthwise")
+def test_rolling_rows(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
+    """Inputs that are loaded as vectors and, as their rows or their first element are not aligned, one by one."""
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    shifted = torch.empty(x.numel() + 1, dtype=dtype, device=x.device)[1:].view(x.shape).copy_(x)
+    first: Tensor | None = None
+    for name, images in {"contiguous": x, "shifted": shifted, "sliced": LAYOUTS["sliced"](x)}.items():
+        line = convt_ext.plan(images, w, b, **geometry.arguments)
+        assert line.startswith("depthwise mapping=rolling "), line
+        for weight in (w, LAYOUTS["transposed"](w)):
+            for _ in range(2):
+                poison(geometry.output, dtype, target.device)
+                out = convt_ext.conv_transpose2d(images, weight, b, **geometry.arguments)
+                assert_accurate(out, images, weight, b, f"{name}: {line}", known, **geometry.arguments)
+                # Sums are taken in one order, however the inputs are loaded.
+                first = out if first is None else first
+                assert torch.equal(out, first), f"{name}: {line}"
+
+
 # No more than half of a product's rows are output channels: outputs of stride 1 are taken in pairs, and phases that
 # see different inputs share rows.
 HALF_EMPTY = (

@@ -233,6 +233,33 @@ def test_in_the_weight(geometry: Geometry, layout: str, value: float, target: Ta
         check_weight(geometry, layout, value, target, dtype)
 
 
+# Filters that `depthwise` is compiled for; rows of output are whole vectors of every dtype.
+ROLLING = (
+    Geometry("k2s2", (2, 3, 6, 8), 3, (2, 2), stride=(2, 2), padding=(1, 0), groups=3),
+    Geometry("k3s1", (2, 3, 7, 16), 6, (3, 3), padding=(1, 1), groups=3),
+    Geometry("k3s1_full", (2, 3, 6, 6), 3, (3, 3), groups=3),
+    Geometry("k3s2", (2, 3, 6, 11), 3, (3, 3), stride=(2, 2), output_padding=(1, 1), groups=3),
+    Geometry("k3s2_odd", (2, 3, 6, 8), 3, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1), groups=3),
+    Geometry("k4s2_full", (2, 3, 5, 7), 3, (4, 4), stride=(2, 2), groups=3),
+    Geometry("k4s2", (2, 3, 20, 12), 6, (4, 4), stride=(2, 2), padding=(1, 1), groups=3),
+    Geometry("k4s2_cropped", (2, 3, 7, 10), 3, (4, 4), stride=(2, 2), padding=(2, 3), output_padding=(1, 0), groups=3),
+    Geometry("k4s4", (2, 3, 5, 6), 3, (4, 4), stride=(4, 4), padding=(3, 0), output_padding=(3, 0), groups=3),
+)
+
+
+@pytest.mark.parametrize("geometry", ROLLING, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("layout", ["contiguous", "sliced"])
+@on_kernel("depthwise")
+def test_in_rolling_rows(geometry: Geometry, layout: str, target: Target) -> None:
+    """In the input, and in the weight: nothing beyond the ends of rows and columns is multiplied."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, w, b = geometry.tensors(dtype, target.device)
+        assert " mapping=rolling " in convt_ext.plan(LAYOUTS[layout](x), w, b, **geometry.arguments)
+        for value in (INF, -INF, NAN):
+            check_input(geometry, layout, value, target, dtype)
+            check_weight(geometry, layout, value, target, dtype)
+
+
 every_nan = pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)
 
 

@@ -1,4 +1,5 @@
-// depthwise: what its plan (cuda/plan_depthwise.cpp) and its kernels (cuda/depthwise.cu) agree on.
+// depthwise: what its plan (cuda/plan_depthwise.cpp) and its kernels (cuda/depthwise.cu,
+// cuda/depthwise_rolling.cu) agree on.
 #pragma once
 
 #include <cstddef>
@@ -24,24 +25,55 @@ inline constexpr int kDepthwiseMaxSharedBytes = 48 << 10;
 enum class DepthwiseMapping {
   kColumns,   // lanes along W, weights from global memory; any layout
   kChannels,  // lanes along the channels of NHWC, weights from shared memory
+  kRolling,   // lanes along W, a filter of kRollingFilters in registers; NCHW, one input channel a group
 };
+
+// A filter as both axes have it, and the padding along W that the kernel is compiled for. A phase is a
+// padding modulo the stride; the padding along H is any.
+struct RollingFilter {
+  int kernel, stride, phase;
+
+  // Input columns that a thread reads before that of its first base (convt/phases.h).
+  constexpr int columns_before() const { return (kernel - 1 - phase) / stride; }
+  // The padding with which an output has `stride` times the columns of the input, where need be with an
+  // output_padding.
+  constexpr int same_padding() const { return (kernel - stride + 1) / 2; }
+  // Whether the kernel is also compiled for threads whose own input columns are one vector; so they are with
+  // that padding alone.
+  constexpr bool has_vectors(int columns) const {
+    return same_padding() % stride == phase && columns > stride;
+  }
+};
+inline constexpr RollingFilter kRollingFilters[] = {{2, 2, 0}, {3, 1, 0}, {3, 2, 0}, {3, 2, 1},
+                                                    {4, 2, 0}, {4, 2, 1}, {4, 4, 0}};
+// Outputs that a thread stores at once.
+inline constexpr int kRollingVectorBytes = 16;
+// Blocks that an SM has registers for.
+inline constexpr int kRollingBlocks = 7;
 
 // Everything about one launch that does not depend on pointers.
 struct DepthwiseLaunch {
   DepthwiseMapping mapping = DepthwiseMapping::kColumns;
-  int vector = 1;             // neighbouring columns or channels of a thread: 1 or kDepthwiseVector
+  // Neighbouring columns or channels of a thread: 1 or kDepthwiseVector; kRollingVectorBytes in kRolling.
+  int vector = 1;
   bool shares_input = false;  // neighbouring channels are of one group: they multiply the same inputs
-  int rows = 1;               // output rows of a thread, all of one H-phase: 1 or kDepthwiseRows
-  bool long_sums = false;     // an output may have more than kDepthwiseMaxProducts products
-  int row_sets = 1;           // sets of `rows` rows that cover an H-phase
+  // Output rows of a set: 1 or kDepthwiseRows of one H-phase, all a thread's at a time; in kRolling, of a
+  // base.
+  int rows = 1;
+  bool long_sums = false;  // an output may have more than kDepthwiseMaxProducts products
+  int row_sets = 1;        // sets that cover an H-phase; in kRolling, the image
   AxisPhases<int> phases_h, phases_w;
 
-  // kColumns
+  // kColumns, kRolling
   int sets_per_thread = 1;
   int runs = 1;  // of sets_per_thread sets
   int channels_per_thread = 1;
   int channel_runs = 1;  // of channels_per_thread channels
   int threads = 1;
+
+  // kRolling
+  int filter = 0;              // of kRollingFilters
+  bool loads_vectors = false;  // a thread's own input columns are vectors, if the input's address is aligned
 
   // kChannels. An item is one output column of one row set of one H-phase; the lanes of a block that hold
   // different channels share it.

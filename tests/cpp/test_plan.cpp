@@ -257,30 +257,60 @@ void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, co
   CHECK(pixel_tiles % launch.cluster == 0 && launch.grid % launch.cluster == 0, context);
 }
 
+// Every output is stored by exactly one thread, which has the filter as constants and walks down whole bases.
+void check_rolling(const Problem& p, const convt::DepthwiseLaunch& launch, const std::string& context) {
+  const convt::RollingFilter& filter = convt::kRollingFilters[launch.filter];
+  CHECK(p.cin_per_group == 1 && !p.output_channels_last, context);
+  for (const Axis* axis : {&p.h, &p.w}) {
+    CHECK(axis->kernel == filter.kernel && axis->stride == filter.stride && axis->dilation == 1, context);
+  }
+  CHECK(p.w.padding % filter.stride == filter.phase, context);
+  CHECK(launch.vector * convt::element_size(p.dtype) == convt::kRollingVectorBytes, context);
+  CHECK(launch.vector % filter.stride == 0 && p.w.output % launch.vector == 0, context);
+  CHECK(p.w.input == 1 || p.input_stride.w == 1, context);
+  const int64_t first_base = p.h.padding / filter.stride, last_base = first_base + launch.row_sets - 1;
+  CHECK(launch.rows == filter.stride, context);
+  CHECK(last_base == (p.h.output - 1 + p.h.padding) / filter.stride, context);
+  if (launch.loads_vectors) {
+    // The inputs of a thread whose outputs begin at V * i are those from V * i / stride on.
+    const int64_t columns = launch.vector / filter.stride;
+    CHECK(columns > 1 && p.w.output <= p.w.input * filter.stride, context);
+    CHECK(filter.same_padding() == p.w.padding, context);
+    CHECK(p.h.input == 1 || p.input_stride.h % columns == 0, context);
+    CHECK(p.cin() == 1 || p.input_stride.c % columns == 0, context);
+    CHECK(p.batch == 1 || p.input_stride.n % columns == 0, context);
+  }
+}
+
 // Every output is computed by exactly one thread, from the inputs of its phase.
 void check_depthwise(const Problem& p, const convt::DepthwiseLaunch& launch, const DeviceLimits& device,
                      const std::string& context) {
   const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
     CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
   };
-  CHECK(launch.vector == 1 || launch.vector == convt::kDepthwiseVector, context);
-  CHECK(launch.rows == 1 || launch.rows == convt::kDepthwiseRows, context);
-  CHECK(launch.phases_h.stride == p.h.stride && launch.phases_w.stride == p.w.stride, context);
-  const int64_t step = launch.phases_h.shift_step, rows = (p.h.output + p.h.stride - 1) / p.h.stride;
-  CHECK(launch.row_sets % step == 0, context);
-  covers(launch.row_sets / step, launch.rows * step, rows);
-  CHECK((rows + launch.rows * step) * p.h.stride < int64_t{1} << 31, context);
+  const bool rolling = launch.mapping == convt::DepthwiseMapping::kRolling;
   const int64_t products =
       p.cin_per_group * convt::most_taps(launch.phases_h) * convt::most_taps(launch.phases_w);
   CHECK(launch.long_sums == (products > convt::kDepthwiseMaxProducts), context);
+  CHECK(launch.phases_h.stride == p.h.stride && launch.phases_w.stride == p.w.stride, context);
   CHECK(launch.blocks >= 1 && launch.blocks <= 2147483647, context);
-  if (launch.mapping == convt::DepthwiseMapping::kColumns) {
+  if (rolling) {
+    check_rolling(p, launch, context);
+  } else {
+    CHECK(launch.vector == 1 || launch.vector == convt::kDepthwiseVector, context);
+    CHECK(launch.rows == 1 || launch.rows == convt::kDepthwiseRows, context);
+    const int64_t step = launch.phases_h.shift_step, rows = (p.h.output + p.h.stride - 1) / p.h.stride;
+    CHECK(launch.row_sets % step == 0, context);
+    covers(launch.row_sets / step, launch.rows * step, rows);
+    CHECK((rows + launch.rows * step) * p.h.stride < int64_t{1} << 31, context);
+  }
+  if (launch.mapping != convt::DepthwiseMapping::kChannels) {
     CHECK(p.w.output % launch.vector == 0, context);
     // Neighbouring columns read neighbouring inputs.
     CHECK(launch.vector == 1 || (launch.phases_w.shift_step == 1 && !p.output_channels_last), context);
     covers(launch.runs, launch.sets_per_thread, launch.row_sets);
-    CHECK(launch.threads ==
-              p.w.output / launch.vector * p.h.stride * launch.runs * launch.channel_runs * p.batch,
+    const int64_t phases = rolling ? 1 : p.h.stride;
+    CHECK(launch.threads == p.w.output / launch.vector * phases * launch.runs * launch.channel_runs * p.batch,
           context);
     covers(launch.channel_runs, launch.channels_per_thread, p.cout());
     covers(launch.blocks, convt::kDepthwiseThreads, launch.threads);
@@ -698,6 +728,56 @@ void test_depthwise() {
   check_plan(p, kH100, nullptr, "a filter beyond shared memory");
 }
 
+// Which problems have kernels that are compiled for their filter.
+void test_rolling() {
+  for (const convt::RollingFilter& filter : convt::kRollingFilters) {
+    CHECK(filter.kernel >= filter.stride && filter.phase < filter.stride, "");
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      for (int64_t padding = filter.phase; padding <= filter.phase + 3 * filter.stride;
+           padding += filter.stride) {
+        for (int64_t input = 1; input <= 40; ++input) {
+          for (int64_t output_padding = 0; output_padding < filter.stride; ++output_padding) {
+            const Axis h = make_axis(9 + input, filter.kernel, filter.stride, padding / 2, output_padding);
+            const Axis w = make_axis(input, filter.kernel, filter.stride, padding, output_padding);
+            if (w.output < 1) continue;
+            const Problem p = make_problem(dtype, 3, 6, 12, h, w, 6);
+            const bool whole = w.output * convt::element_size(dtype) % convt::kRollingVectorBytes == 0;
+            const convt::DepthwiseLaunch launch = convt::make_plan(p, kH100, "depthwise").depthwise;
+            CHECK((launch.mapping == convt::DepthwiseMapping::kRolling) == whole, describe(p));
+            check_plan(p, kH100, "depthwise", describe(p));
+          }
+        }
+      }
+    }
+  }
+  const Axis k4s2 = make_axis(64, 4, 2, 1);
+  const auto launch = [](const Problem& p) { return convt::make_plan(p, kH100, nullptr).depthwise; };
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    const Problem up = make_problem(dtype, 32, 256, 256, k4s2, k4s2, 256);
+    CHECK(launch(up).mapping == convt::DepthwiseMapping::kRolling && launch(up).loads_vectors, describe(up));
+    // Rows that begin anywhere; columns that are no neighbours.
+    Problem sliced = up;
+    sliced.input_stride.h += 1;
+    CHECK(launch(sliced).mapping == convt::DepthwiseMapping::kRolling && !launch(sliced).loads_vectors,
+          describe(sliced));
+    sliced.input_stride.w = 2;
+    CHECK(launch(sliced).mapping == convt::DepthwiseMapping::kColumns, describe(sliced));
+    const Problem others[] = {
+        make_problem(dtype, 32, 256, 256, k4s2, make_axis(63, 4, 2, 1), 256),  // 126 columns
+        make_problem(dtype, 32, 256, 256, k4s2, make_axis(64, 4, 2, 2, 1, 2), 256),
+        make_problem(dtype, 32, 256, 256, k4s2, make_axis(64, 4, 4), 256),
+        make_problem(dtype, 32, 256, 256, make_axis(64, 3, 2, 1, 1), k4s2, 256),
+        make_problem(dtype, 32, 256, 256, make_axis(64, 8, 4, 2), make_axis(64, 8, 4, 2), 256),
+        make_problem(dtype, 32, 256, 128, k4s2, k4s2, 128),
+        make_problem(dtype, 32, 256, 256, k4s2, k4s2, 256, true),
+    };
+    for (const Problem& p : others) {
+      CHECK(launch(p).mapping != convt::DepthwiseMapping::kRolling, describe(p));
+      check_plan(p, kH100, nullptr, describe(p));
+    }
+  }
+}
+
 void test_generic_is_the_last_resort() {
   const Axis a = make_axis(16, 4, 2, 1);
   const Problem impossible[] = {
@@ -970,6 +1050,10 @@ void test_description() {
   CHECK(convt::describe(convt::make_plan(p, kH100, "generic")) == "generic", "");
   const std::string depthwise = convt::describe(convt::make_plan(p, kH100, "depthwise"));
   CHECK(depthwise.rfind("depthwise mapping=columns ", 0) == 0, depthwise);
+  const Problem up = make_problem(DType::kFloat16, 2, 8, 8, a, a, 8);
+  const std::string rolling = convt::describe(convt::make_plan(up, kH100, "depthwise"));
+  CHECK(rolling.rfind("depthwise mapping=rolling ", 0) == 0, rolling);
+  CHECK(rolling.find(" filter=4,2,1 loads_vectors=1 ") != std::string::npos, rolling);
   const std::string line = convt::describe(convt::make_plan(p, kH100, "tile_simt"));
   CHECK(line.rfind("tile_simt ", 0) == 0, line);
   CHECK(line.find('\n') == std::string::npos, line);
@@ -1016,6 +1100,7 @@ int main() {
   test_configurations();
   test_typical_problems();
   test_depthwise();
+  test_rolling();
   test_generic_is_the_last_resort();
   test_empty_output();
   test_forced_kernels();

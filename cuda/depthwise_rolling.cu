@@ -1,0 +1,224 @@
+// depthwise, DepthwiseMapping::kRolling: one input channel a group, NCHW, and a filter that is known when
+// this is compiled, so that no instruction finds out which taps an output has.
+//
+// A thread owns the V neighbouring output columns that it stores as one vector, V a multiple of the stride S,
+// and walks down some bases (convt/phases.h) of the image. The first of its columns has the base B = (column
+// + padding) div S and the phase P = padding mod S, whichever thread it is. So of its column c, tap k reads
+//
+//   input column B + (c + P - k) / S          if S divides c + P - k, else none
+//
+// which is a constant distance from B. Along H, input row b carries tap k to output row b * S - padding + k:
+// it completes the S rows of base b, and K - S sums of each column roll on to the next base.
+//
+//   complete[k][c]  = carry[k][c] + sum w[k][.] * x[.]                                            k < S
+//   carry[k - S][c] = carry[k][c] + sum w[k][.] * x[.]                                       S <= k < K
+//
+// where carry[k] with K - S <= k is the bias or zero. Both are written in the order of k, so that sums move
+// to other registers in their first multiply-add. A thread begins (K - 1) / S bases before its own, with sums
+// that are not all of an output, and stores from its own bases on. Which inputs are added to an output, and
+// in which order, depends on no launch.
+//
+// The inputs of the next row are on their way while those of a row are multiplied. Only a few columns at the
+// ends of a thread's inputs can lie outside of the image: they are neither read nor multiplied. Rows above
+// the image are not visited; below it, where sums roll on without inputs, both weights and inputs are zeros.
+
+#include <utility>
+
+#include "convt/device/activation.cuh"
+#include "convt/device/depthwise.cuh"
+#include "convt/device/launch.cuh"
+
+namespace convt {
+namespace {
+
+// The columns of a thread, as constants.
+template <typename T, int kFilter>
+struct RollingColumns {
+  static constexpr RollingFilter kShape = kRollingFilters[kFilter];
+  static constexpr int kKernel = kShape.kernel, kStride = kShape.stride, kPhase = kShape.phase;
+  static constexpr int kOutputs = kRollingVectorBytes / sizeof(T);
+  static constexpr int kOwn = kOutputs / kStride;
+  // Inputs of all its outputs, from kBefore columns before the first base on.
+  static constexpr int kBefore = kShape.columns_before();
+  static constexpr int kInputs = kBefore + (kOutputs - 1 + kPhase) / kStride + 1;
+  // S * (w.input - 1) = w.output - K - output_padding + 2 * padding, where output_padding < S as the dilation
+  // is 1. So inputs of the last thread from this one on may lie behind the image, and do with the least
+  // padding and the most output_padding.
+  static constexpr int kBehind = kBefore + kOwn + 1 - (kKernel + kStride - 1 - 2 * kPhase) / kStride;
+  // Where the columns begin that are one vector.
+  static constexpr int kVector = kBefore - kShape.same_padding() / kStride;
+
+  __device__ static constexpr bool may_be_outside(int input) { return input < kBefore || input >= kBehind; }
+  __device__ static constexpr bool has_tap(int output, int k) { return (output + kPhase - k) % kStride == 0; }
+  __device__ static constexpr int input_of(int output, int k) {
+    return kBefore + (output + kPhase - k) / kStride;
+  }
+
+  static_assert(kOutputs % kStride == 0 && kPhase < kStride && kPhase < kKernel && kStride <= kKernel);
+};
+
+// The inputs of one row, as they lie in memory: widened no sooner than they are multiplied.
+template <typename T, typename Columns, bool kVectors>
+class RollingRow {
+ public:
+  // `from` is the place of the first input, in the image or not.
+  __device__ void load(const T* from, const bool (&inside)[Columns::kInputs]) {
+    if constexpr (kVectors) own_ = load_bits<Columns::kOwn>(from + Columns::kVector);
+#pragma unroll
+    for (int j = 0; j < Columns::kInputs; ++j) {
+      if (is_own(j)) continue;
+      if (!Columns::may_be_outside(j) || inside[j]) single_[j] = load_bits<1>(from + j);
+    }
+  }
+
+  __device__ void widen(float (&x)[Columns::kInputs]) const {
+    if constexpr (kVectors) widen_bits<T, Columns::kOwn>(own_, x + Columns::kVector);
+#pragma unroll
+    for (int j = 0; j < Columns::kInputs; ++j) {
+      if (!is_own(j)) widen_bits<T, 1>(single_[j], x + j);
+    }
+  }
+
+ private:
+  __device__ static constexpr bool is_own(int j) {
+    return kVectors && j >= Columns::kVector && j < Columns::kVector + Columns::kOwn;
+  }
+
+  VectorBits<T, kVectors ? Columns::kOwn : 1> own_ = {};
+  VectorBits<T, 1> single_[Columns::kInputs] = {};
+};
+
+template <typename T, int kFilter, bool kVectors>
+__global__ void __launch_bounds__(kDepthwiseThreads, kRollingBlocks)
+    depthwise_rolling_kernel(const DepthwiseParams<T> p) {
+  using Columns = RollingColumns<T, kFilter>;
+  constexpr int K = Columns::kKernel, S = Columns::kStride, V = Columns::kOutputs;
+  constexpr int kInputs = Columns::kInputs, kCarried = K - S;
+
+  int index = static_cast<int>(blockIdx.x) * kDepthwiseThreads + static_cast<int>(threadIdx.x);
+  if (index >= p.threads) return;
+  const auto next = [&index](const Divisor<int>& size) {
+    const auto result = size.divide(index);
+    index = result.quotient;
+    return result.remainder;
+  };
+  const int column = next(p.column_groups) * V;
+  const int run = next(p.runs), channel = next(p.channel_runs), n = index;
+  const auto group = p.cout_per_group.divide(channel);
+
+  float w[K][K];
+  const T* const filter =
+      p.weight + group.quotient * p.weight_stride.cin + group.remainder * p.weight_stride.cout;
+#pragma unroll
+  for (int kh = 0; kh < K; ++kh) {
+#pragma unroll
+    for (int kw = 0; kw < K; ++kw) {
+      w[kh][kw] = widen(__ldg(filter + kh * p.weight_stride.kh + kw * p.weight_stride.kw));
+    }
+  }
+  float bias[1];
+  read_bias(p, channel, bias);
+  const float begin = kBiasFirst<T> ? bias[0] : 0.0f;
+
+  const int first_input = (column + p.padding_w) / S - Columns::kBefore;
+  bool inside[kInputs];
+#pragma unroll
+  for (int j = 0; j < kInputs; ++j) {
+    inside[j] = static_cast<unsigned>(first_input + j) < static_cast<unsigned>(p.input_w);
+  }
+
+  const int top = p.padding_h / S, first = top + run * p.sets_per_thread;
+  // Each `afresh`, as it would be found again for every row.
+  const int end = afresh(top + min((run + 1) * p.sets_per_thread, p.row_sets));
+  const int rows_end = afresh(min(end, p.input_h));
+  int base = max(first - (K - 1) / S, 0);
+  const T* next_row = p.input + n * p.input_stride.n + group.quotient * p.input_stride.c +
+                      base * p.input_stride.h + first_input;
+  T* output = p.output + n * p.output_stride.n + channel * p.output_stride.c +
+              (int64_t{base} * S - p.padding_h) * p.output_w + column;
+  // Rows are counted from the first one that this thread stores.
+  const int first_row = max(first * S - p.padding_h, 0);
+  int row = base * S - p.padding_h - first_row;
+  const unsigned rows = static_cast<unsigned>(p.output_h - first_row);
+
+  RollingRow<T, Columns, kVectors> inputs;
+  if (base < rows_end) inputs.load(next_row, inside);
+  next_row += p.row_step;
+  float x[kInputs];
+  // Adds to a sum what output column c gets of row kh of the filter, the inputs that any thread has first.
+  const auto add = [&](float sum, int kh, int c) {
+#pragma unroll
+    for (const bool everywhere : {true, false}) {
+#pragma unroll
+      for (int kw = 0; kw < K; ++kw) {
+        if (!Columns::has_tap(c, kw)) continue;
+        const int j = Columns::input_of(c, kw);
+        if (Columns::may_be_outside(j) == everywhere) continue;
+        if (everywhere || inside[j]) sum = fmaf(w[kh][kw], x[j], sum);
+      }
+    }
+    return sum;
+  };
+  float carry[kCarried + 1][V];  // one more, as there are no arrays of no rows
+#pragma unroll
+  for (int e = 0; e < kCarried * V; ++e) carry[e / V][e % V] = begin;
+  const auto carried = [&](int k, int c) { return k < kCarried ? carry[k][c] : begin; };
+  for (int stop = rows_end;; stop = end) {
+    for (; base < stop; ++base, row += S) {
+      inputs.widen(x);
+      if (base + 1 < rows_end) inputs.load(next_row, inside);
+      next_row += p.row_step;
+      float complete[S * V];
+#pragma unroll
+      for (int e = 0; e < S * V; ++e) complete[e] = add(carried(e / V, e % V), e / V, e % V);
+      if constexpr (!kBiasFirst<T>) {
+#pragma unroll
+        for (float& sum : complete) sum += bias[0];
+      }
+      if (!p.activation.is_identity()) activate_sums<T, 1>(p.activation, complete);
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        const auto bits = narrow_bits<T, V>(complete + s * V);
+        if (static_cast<unsigned>(row + s) < rows) store_bits<V>(bits, output);
+        output += p.output_w;
+      }
+#pragma unroll
+      for (int e = S * V; e < K * V; ++e) carry[e / V - S][e % V] = add(carried(e / V, e % V), e / V, e % V);
+    }
+    if (base >= end) return;
+    // Below the image the same instructions add zeros.
+    inputs = {};
+#pragma unroll
+    for (int e = 0; e < K * K; ++e) w[e / K][e % K] = 0;
+  }
+}
+
+template <typename T, int kFilter>
+DepthwiseKernel<T> choose_loads(bool loads_vectors) {
+  if constexpr (kRollingFilters[kFilter].has_vectors(RollingColumns<T, kFilter>::kOutputs)) {
+    if (loads_vectors) return depthwise_rolling_kernel<T, kFilter, true>;
+  }
+  return depthwise_rolling_kernel<T, kFilter, false>;
+}
+
+template <typename T, int... kFilters>
+DepthwiseKernel<T> choose_filter(const DepthwiseLaunch& launch, std::integer_sequence<int, kFilters...>) {
+  DepthwiseKernel<T> kernel = nullptr;
+  ((kFilters == launch.filter ? (void)(kernel = choose_loads<T, kFilters>(launch.loads_vectors)) : (void)0),
+   ...);
+  return kernel;
+}
+
+}  // namespace
+
+template <typename T>
+DepthwiseKernel<T> choose_rolling(const DepthwiseLaunch& launch) {
+  constexpr int kFilters = sizeof(kRollingFilters) / sizeof(kRollingFilters[0]);
+  return choose_filter<T>(launch, std::make_integer_sequence<int, kFilters>());
+}
+
+template DepthwiseKernel<float> choose_rolling<float>(const DepthwiseLaunch& launch);
+template DepthwiseKernel<__half> choose_rolling<__half>(const DepthwiseLaunch& launch);
+template DepthwiseKernel<__nv_bfloat16> choose_rolling<__nv_bfloat16>(const DepthwiseLaunch& launch);
+
+}  // namespace convt
