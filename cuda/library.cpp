@@ -640,6 +640,8 @@ constexpr TensorCorePaths kImplicitGemmPaths = {launch_implicit_gemm_fp16, launc
                                                 launch_implicit_gemm_tf32, launch_implicit_gemm_ieee};
 constexpr TensorCorePaths kPixelGemmPaths = {launch_pixel_gemm_fp16, launch_pixel_gemm_bf16,
                                              launch_pixel_gemm_tf32, launch_pixel_gemm_ieee};
+constexpr TensorCorePaths kScatterGemmPaths = {launch_scatter_gemm_fp16, launch_scatter_gemm_bf16,
+                                               launch_scatter_gemm_tf32, launch_scatter_gemm_ieee};
 
 // Packs the weight, then multiplies.
 template <typename Launch, typename Launcher>
@@ -688,6 +690,8 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
     }
     case Kernel::kPixelGemm:
       return kPixelGemmPaths.of(problem)(problem, plan.pixel_gemm, stream);
+    case Kernel::kScatterGemm:
+      return kScatterGemmPaths.of(problem)(problem, plan.scatter_gemm, stream);
   }
   return cudaErrorInvalidValue;
 }

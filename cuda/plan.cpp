@@ -324,6 +324,8 @@ const char* kernel_name(Kernel kernel) {
       return "implicit_gemm";
     case Kernel::kPixelGemm:
       return "pixel_gemm";
+    case Kernel::kScatterGemm:
+      return "scatter_gemm";
   }
   return "unknown";
 }
@@ -334,18 +336,19 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
   const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) ||
                              forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im) ||
-                             forces(Kernel::kImplicitGemm) || forces(Kernel::kPixelGemm);
+                             forces(Kernel::kImplicitGemm) || forces(Kernel::kPixelGemm) ||
+                             forces(Kernel::kScatterGemm);
   if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
       !forces(Kernel::kTileSimt) && !tensor_kernel) {
     throw std::invalid_argument(
         "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
-        "implicit_gemm or pixel_gemm, got " +
+        "implicit_gemm, pixel_gemm or scatter_gemm, got " +
         name);
   }
   if (wanted.text != name && !tensor_kernel) {
     throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
-                                ": only thin, tile_mma, tile_wgmma, col2im, implicit_gemm and pixel_gemm "
-                                "number their launches");
+                                ": only thin, tile_mma, tile_wgmma, col2im, implicit_gemm, pixel_gemm "
+                                "and scatter_gemm number their launches");
   }
 
   Plan plan;
@@ -376,6 +379,7 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   consider(Kernel::kImplicitGemm, tiles, implicit_gemm_obstacle, visit_implicit_gemm, &plan.implicit_gemm);
   consider(Kernel::kPixelGemm, precise && suits_pixel_gemm(problem), pixel_gemm_obstacle, visit_pixel_gemm,
            &plan.pixel_gemm);
+  consider(Kernel::kScatterGemm, tiles, scatter_gemm_obstacle, visit_scatter_gemm, &plan.scatter_gemm);
   if (plan.kernel != Kernel::kNone) return plan;
   if (forces(Kernel::kDepthwise) || (name.empty() && suits_depthwise(problem))) {
     obstacle = depthwise_obstacle(problem, device);
@@ -515,7 +519,14 @@ std::string describe(const Plan& plan) {
          << (t.turns_weight ? "+weight" : "") << " stores=" << t.store_elements
          << " workspace=" << t.workspace_bytes << " shared=" << t.shared_bytes << " works=" << t.works()
          << " blocks=" << t.grid;
-    if (t.element_size == 4) line << " precision=" << (t.parts == 1 ? "tf32" : "ieee");
+    line << describe_precision(t);
+  }
+  if (plan.kernel == Kernel::kScatterGemm) {
+    const ScatterLaunch& t = plan.scatter_gemm;
+    line << " pixels=" << t.pixels() << "x" << t.strips << " teams=" << t.teams << " couts=" << t.couts << "x"
+         << t.cout_tiles << " steps=" << t.steps << " pairs=" << t.pairs << " fills=" << t.fills
+         << " items=" << t.items << " shared=" << t.shared_bytes << " blocks=" << t.blocks()
+         << describe_precision(t);
   }
   if (plan.kernel == Kernel::kPixelGemm) {
     const PixelGemmLaunch& t = plan.pixel_gemm;

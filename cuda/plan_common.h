@@ -118,6 +118,11 @@ const char* pixel_gemm_obstacle(const Problem& problem, const DeviceLimits& devi
 using PixelGemmVisitor = std::function<void(const PixelGemmLaunch&, double)>;
 void visit_pixel_gemm(const Problem& problem, const DeviceLimits& device, const PixelGemmVisitor& visit);
 
+// The same of `scatter_gemm`.
+const char* scatter_gemm_obstacle(const Problem& problem, const DeviceLimits& device);
+using ScatterVisitor = std::function<void(const ScatterLaunch&, double)>;
+void visit_scatter_gemm(const Problem& problem, const DeviceLimits& device, const ScatterVisitor& visit);
+
 // Why `depthwise` cannot compute a problem, or null; and its launch where it can.
 const char* depthwise_obstacle(const Problem& problem, const DeviceLimits& device);
 DepthwiseLaunch plan_depthwise(const Problem& problem, const DeviceLimits& device);

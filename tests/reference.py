@@ -28,6 +28,7 @@ KERNEL_DTYPES = {
     "col2im": (torch.float16, torch.bfloat16),
     "implicit_gemm": (torch.float16, torch.bfloat16, torch.float32),
     "pixel_gemm": (torch.float16, torch.bfloat16, torch.float32),
+    "scatter_gemm": (torch.float16, torch.bfloat16, torch.float32),
 }
 # Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
 CUDA_KERNELS = ("generic", "depthwise", "tile_simt")
@@ -36,6 +37,9 @@ TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma", "implicit_gemm")
 HALF_KERNELS = ("col2im",)
 # Kernels of tensor cores that take input images of one pixel alone.
 ONE_PIXEL_KERNELS = ("pixel_gemm",)
+# Kernels of tensor cores that take filters no longer than the stride alone, of contiguous images whose width is a
+# multiple of four.
+DISJOINT_KERNELS = ("scatter_gemm",)
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
 # where `tf32_allowed` says otherwise.
 TENSOR_CORE_PRECISIONS = {
@@ -238,10 +242,15 @@ class Geometry:
 
 
 def suited(geometry: Geometry, kernel: str | None) -> Geometry:
-    """The geometry, with input images that a forced kernel takes."""
-    if kernel not in ONE_PIXEL_KERNELS:
-        return geometry
-    return replace(geometry, input=(*geometry.input[:-2], 1, 1))
+    """The geometry, with input images and a stride that a forced kernel takes."""
+    if kernel in ONE_PIXEL_KERNELS:
+        return replace(geometry, input=(*geometry.input[:-2], 1, 1))
+    if kernel in DISJOINT_KERNELS:
+        columns = (geometry.input[-1] + 3) // 4 * 4
+        spans = [geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1 for axis in (0, 1)]
+        stride = max(geometry.stride[0], spans[0]), max(geometry.stride[1], spans[1])
+        return replace(geometry, input=(*geometry.input[:-1], columns), stride=stride)
+    return geometry
 
 
 def random_tensor(

@@ -38,6 +38,16 @@ cudaError_t launch_thin_bf16(const Problem& problem, const ThinLaunch& launch, c
 cudaError_t launch_thin_tf32(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
 cudaError_t launch_thin_ieee(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
 
+// Filters that do not overlap and few input channels, NCHW; the weight is read as it is.
+cudaError_t launch_scatter_gemm_fp16(const Problem& problem, const ScatterLaunch& launch,
+                                     cudaStream_t stream);
+cudaError_t launch_scatter_gemm_bf16(const Problem& problem, const ScatterLaunch& launch,
+                                     cudaStream_t stream);
+cudaError_t launch_scatter_gemm_tf32(const Problem& problem, const ScatterLaunch& launch,
+                                     cudaStream_t stream);
+cudaError_t launch_scatter_gemm_ieee(const Problem& problem, const ScatterLaunch& launch,
+                                     cudaStream_t stream);
+
 // Few pixels and filters that do not overlap, 16 bits; the weight is read as it is.
 cudaError_t launch_col2im_fp16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
 cudaError_t launch_col2im_bf16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);

@@ -9,6 +9,7 @@
 #include "convt/implicit_gemm.h"
 #include "convt/pixel_gemm.h"
 #include "convt/problem.h"
+#include "convt/scatter_gemm.h"
 #include "convt/thin.h"
 #include "convt/tile_mma.h"
 #include "convt/tile_simt.h"
@@ -36,6 +37,7 @@ enum class Kernel {
   kCol2im,
   kImplicitGemm,
   kPixelGemm,
+  kScatterGemm,
 };
 
 const char* kernel_name(Kernel kernel);
@@ -50,12 +52,13 @@ struct Plan {
   Col2imLaunch col2im;               // when kernel is kCol2im
   ImplicitGemmLaunch implicit_gemm;  // when kernel is kImplicitGemm
   PixelGemmLaunch pixel_gemm;        // when kernel is kPixelGemm
+  ScatterLaunch scatter_gemm;        // when kernel is kScatterGemm
 };
 
 // Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best;
-// thin:3, tile_mma:3, tile_wgmma:3, col2im:3, implicit_gemm:3 and pixel_gemm:3 are the launches with the
-// fourth least estimate, for sweeps. Throws std::invalid_argument when the forced kernel or launch does not
-// exist or cannot compute the problem.
+// thin:3, tile_mma:3, tile_wgmma:3, col2im:3, implicit_gemm:3, pixel_gemm:3 and scatter_gemm:3 are the
+// launches with the fourth least estimate, for sweeps. Throws std::invalid_argument when the forced kernel or
+// launch does not exist or cannot compute the problem.
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced);
 
 // One line: the kernel's name, then what was chosen as key=value.

@@ -594,10 +594,45 @@ void check_pixel_gemm(const Problem& p, const convt::PixelGemmLaunch& launch, co
   CHECK((in_runs ? p.cout_per_group : launch.columns) % store == 0, context);
 }
 
+// Every output has a place in one slice, between its team's first pixel and its last.
+void check_scatter_gemm(const Problem& p, const convt::ScatterLaunch& launch, const DeviceLimits& device,
+                        const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  const int64_t size = convt::element_size(p.dtype);
+  CHECK(launch.element_size == size && !p.output_channels_last && launch.groups == p.groups, context);
+  CHECK(p.h.dilation * (p.h.kernel - 1) < p.h.stride && p.w.dilation * (p.w.kernel - 1) < p.w.stride,
+        context);
+  CHECK(launch.steps * 32 >= p.cin_per_group * size, context);
+  CHECK(launch.steps == convt::kScatterSteps[0] || launch.steps / 2 * 32 < p.cin_per_group * size, context);
+  CHECK(launch.warps() <= convt::kScatterMaxWarps && launch.team_warps <= convt::kScatterMaxTeamWarps,
+        context);
+  // The pixels before the first place have no outputs, and the last place has some.
+  const auto end = [](const Axis& axis) { return axis.output + axis.padding; };
+  CHECK(launch.first_row * p.h.stride <= p.h.padding && launch.first_col % 4 == 0, context);
+  CHECK(launch.first_col * p.w.stride <= p.w.padding, context);
+  covers(launch.first_row + launch.rows, p.h.stride, end(p.h));
+  const int64_t cols = (end(p.w) + p.w.stride - 1) / p.w.stride - launch.first_col;
+  covers(launch.strips, launch.pixels(), cols);
+  CHECK(launch.items == launch.strips * launch.rows * p.batch && launch.items < 1 << 30, context);
+  covers(launch.cout_tiles, launch.couts, p.cout_per_group);
+  CHECK(launch.couts % convt::kScatterCouts == 0, context);
+  // A row of a slice begins up to 15 bytes on.
+  CHECK(launch.pitch % 16 == 0 && launch.pitch >= launch.pixels() * p.w.stride * size + 15, context);
+  CHECK(launch.fills || (p.w.kernel == p.w.stride && launch.first_col + cols <= p.w.input), context);
+  CHECK(!launch.pairs || (p.w.kernel == 2 && p.w.stride == 2), context);
+  CHECK(launch.blocks() >= 1 && launch.blocks() <= 2147483647, context);
+  const convt::ScatterShared shared = convt::scatter_shared(launch, p.h.kernel * p.w.kernel);
+  CHECK(shared.bytes == launch.shared_bytes && shared.slots % 16 == 0 && shared.bias % 16 == 0, context);
+  CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
   if (plan.kernel == Kernel::kPixelGemm) return check_pixel_gemm(p, plan.pixel_gemm, device, context);
+  if (plan.kernel == Kernel::kScatterGemm) return check_scatter_gemm(p, plan.scatter_gemm, device, context);
   if (plan.kernel == Kernel::kImplicitGemm) {
     return check_implicit_gemm(p, plan.implicit_gemm, device, context);
   }
@@ -632,7 +667,7 @@ void test_typical_problems() {
     Problem problem;
     bool tensor_cores = true;
     bool thin = false;
-    bool one_pixel = false;
+    bool one_pixel = false, disjoint = false;
   } typical[] = {
       {"dcgan", make_problem(DType::kFloat32, 128, 128, 64, k4s2, k4s2)},
       {"dcgan, one pixel",
@@ -643,10 +678,11 @@ void test_typical_problems() {
       {"hifigan", make_problem(DType::kFloat32, 16, 512, 256, make_axis(1, 1, 1), make_axis(400, 16, 8, 4))},
       {"to an image", make_problem(DType::kFloat32, 16, 128, 3, large, large), true, true},
       {"from an image", make_problem(DType::kFloat32, 2, 3, 32, k4s2, k4s2), false},
-      {"dilated", make_problem(DType::kFloat16, 16, 32, 64, make_axis(64, 3, 5, 1, 0, 2),
-                               make_axis(128, 3, 5, 1, 0, 2))},
+      {"dilated",
+       make_problem(DType::kFloat16, 16, 32, 64, make_axis(64, 3, 5, 1, 0, 2), make_axis(128, 3, 5, 1, 0, 2)),
+       true, false, false, true},
   };
-  for (const auto& [name, problem, tensor_cores, thin, one_pixel] : typical) {
+  for (const auto& [name, problem, tensor_cores, thin, one_pixel, disjoint] : typical) {
     for (const Device& device : kDevices) {
       const std::string context = std::string(name) + " on " + device.name;
       const Kernel chosen = convt::make_plan(problem, device.limits, nullptr).kernel;
@@ -659,6 +695,8 @@ void test_typical_problems() {
         const bool on_wgmma =
             chosen == Kernel::kTileWgmma || chosen == Kernel::kCol2im || chosen == Kernel::kImplicitGemm;
         CHECK(!on_wgmma || device.limits.has_wgmma, context);
+        CHECK((chosen == Kernel::kScatterGemm) == disjoint, context);
+        if (disjoint) continue;
         const bool few = chosen == Kernel::kThin || chosen == Kernel::kCol2im;
         CHECK(thin ? few : few || on_wgmma || chosen == Kernel::kTileMma, context);
       }
@@ -886,9 +924,69 @@ void test_forced_kernels() {
   }
   CHECK(message ==
             "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
-            "implicit_gemm or pixel_gemm, got "
+            "implicit_gemm, pixel_gemm or scatter_gemm, got "
             "Generic",
         message);
+}
+
+// Filters that are not longer than the stride: which problems scatter_gemm takes.
+void test_scatter_gemm() {
+  const Axis rows = make_axis(30, 2, 2), cols = make_axis(40, 2, 2), holes = make_axis(64, 3, 5, 1, 0, 2);
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+    for (const Device& device : kDevices) {
+      for (const int rank : {0, 1, 2, 5}) {
+        const std::string forced = "scatter_gemm:" + std::to_string(rank);
+        check_plan(make_problem(dtype, 3, 32, 72, rows, cols), device.limits, forced.c_str(), device.name);
+        check_plan(make_problem(dtype, 3, 32, 72, holes, holes, 2), device.limits, forced.c_str(),
+                   device.name);
+      }
+    }
+  }
+  const auto launch = [](const Problem& p) {
+    check_plan(p, kH100, "scatter_gemm", describe(p));
+    return convt::make_plan(p, kH100, "scatter_gemm").scatter_gemm;
+  };
+  CHECK(launch(make_problem(DType::kFloat16, 3, 32, 72, rows, cols)).pairs, "a filter of two");
+  CHECK(!launch(make_problem(DType::kFloat16, 3, 32, 72, rows, cols)).fills, "a tap for every column");
+  CHECK(launch(make_problem(DType::kFloat16, 3, 32, 72, rows, make_axis(40, 2, 2, 0, 1))).fills,
+        "a column behind the last pixel's");
+  CHECK(launch(make_problem(DType::kFloat16, 3, 32, 72, holes, holes)).fills, "columns without a tap");
+  const convt::ScatterLaunch cropped =
+      launch(make_problem(DType::kFloat16, 3, 32, 72, make_axis(30, 2, 2, 5), make_axis(40, 2, 2, 11)));
+  CHECK(cropped.first_row == 2 && cropped.first_col == 4, "pixels without outputs");
+  // The bias is not multiplied, so one channel more than a step takes is another step.
+  CHECK(launch(make_problem(DType::kFloat16, 3, 33, 72, rows, cols)).steps == 4, "33 channels");
+  CHECK(launch(make_problem(DType::kFloat32, 3, 64, 72, rows, cols)).steps == 8, "64 channels");
+
+  Problem misaligned = make_problem(DType::kFloat16, 3, 32, 72, rows, cols);
+  misaligned.input = reinterpret_cast<const void*>(uintptr_t{4});
+  Problem strided = make_problem(DType::kFloat16, 3, 32, 72, rows, cols);
+  strided.input_stride.h += 2;
+  const struct {
+    Problem problem;
+    const char* reason;
+  } refused[] = {
+      {make_problem(DType::kFloat16, 3, 32, 72, make_axis(30, 3, 2), cols), "longer than the stride"},
+      {make_problem(DType::kFloat16, 3, 32, 72, rows, make_axis(40, 2, 2, 0, 0, 2)),
+       "longer than the stride"},
+      {make_problem(DType::kFloat16, 3, 32, 72, rows, make_axis(42, 2, 2)), "four neighbours"},
+      {make_problem(DType::kFloat16, 3, 32, 72, rows, cols, 1, true), "NCHW"},
+      {make_problem(DType::kFloat16, 3, 129, 72, rows, cols), "too many input channels"},
+      {make_problem(DType::kFloat64, 3, 32, 72, rows, cols), "float64"},
+      {misaligned, "four neighbours"},
+      {strided, "four neighbours"},
+  };
+  for (const auto& [problem, reason] : refused) {
+    std::string message;
+    try {
+      convt::make_plan(problem, kH100, "scatter_gemm");
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(message.rfind("CONVT_KERNEL=scatter_gemm cannot compute this problem: ", 0) == 0 &&
+              message.find(reason) != std::string::npos,
+          describe(problem) + ": " + message);
+  }
 }
 
 // Input images of one pixel: which problems are pixel_gemm's, and what it copies at once.
@@ -912,9 +1010,9 @@ void test_pixel_gemm() {
           check_plan(dcgan, device.limits, nullptr, context);
           check_plan(dcgan, device.limits, "pixel_gemm", context);
         }
-        // One round of thread blocks. Images are 200 or 400 bytes apart.
+        // A thread block for each SM, or more. Images are 200 or 400 bytes apart.
         const convt::PixelGemmLaunch launch = plan(dcgan).pixel_gemm;
-        CHECK(launch.blocks() == 128, describe(dcgan));
+        CHECK(launch.blocks() >= 128, describe(dcgan));
         CHECK(launch.input_bytes == (dtype == DType::kFloat32 ? 16 : 8), describe(dcgan));
         // A contiguous weight has the order of NCHW.
         CHECK((launch.weight_bytes == 16) == !channels_last && launch.store_bytes == 16, describe(dcgan));
@@ -1027,12 +1125,14 @@ void test_random_problems() {
     tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kThin ||
              plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
              plan.kernel == Kernel::kTileWgmma || plan.kernel == Kernel::kCol2im ||
-             plan.kernel == Kernel::kImplicitGemm || plan.kernel == Kernel::kPixelGemm;
+             plan.kernel == Kernel::kImplicitGemm || plan.kernel == Kernel::kPixelGemm ||
+             plan.kernel == Kernel::kScatterGemm;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
     for (const char* const forced :
          {"depthwise", "thin", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9", "implicit_gemm",
-          "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40", "pixel_gemm"}) {
+          "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40", "pixel_gemm", "scatter_gemm",
+          "scatter_gemm:1", "scatter_gemm:7"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
@@ -1105,6 +1205,7 @@ int main() {
   test_empty_output();
   test_forced_kernels();
   test_pixel_gemm();
+  test_scatter_gemm();
   test_turned_operands();
   test_random_problems();
   test_description();

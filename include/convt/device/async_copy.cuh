@@ -1,4 +1,4 @@
-// Copies from global to shared memory that do not pass through registers (cp.async, PTX ISA 9.7.9.25).
+// Copies between global and shared memory that do not pass through registers (cp.async, PTX ISA 9.7.9.25).
 #pragma once
 
 namespace convt {
@@ -69,5 +69,36 @@ __device__ inline void wait_for_copies_but() {
 // Waits until every copy that this thread has started is in shared memory. A barrier makes it visible to the
 // block.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// ---- from shared to global memory: bulk copies of compute capability 9.0, of multiples of 16 bytes at such
+// addresses. Before it they are not there, and what waits for them does nothing.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+inline constexpr bool kHasBulkCopies = true;
+#else
+inline constexpr bool kHasBulkCopies = false;
+#endif
+
+// Starts a copy of `bytes`. Where other threads wrote them, a fence of theirs and a barrier come before it.
+__device__ inline void copy_bulk(void* destination, unsigned source, int bytes) {
+  if constexpr (kHasBulkCopies) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(destination),
+                 "r"(source), "r"(bytes)
+                 : "memory");
+  }
+}
+
+// Makes what this thread has written to shared memory visible to bulk copies.
+__device__ inline void fence_for_bulk_copies() {
+  if constexpr (kHasBulkCopies) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ inline void commit_bulk_copies() {
+  if constexpr (kHasBulkCopies) asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// Waits until all that this thread has committed has been read.
+__device__ inline void wait_for_bulk_reads() {
+  if constexpr (kHasBulkCopies) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
 
 }  // namespace convt

@@ -49,6 +49,16 @@ __device__ inline unsigned transpose_matrix(unsigned x) {
   return y;
 }
 
+// Reads 16 bytes of shared memory.
+__device__ inline uint4 load_words(unsigned address) {
+  uint4 a;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a.x), "=r"(a.y), "=r"(a.z), "=r"(a.w)
+               : "r"(address)
+               : "memory");
+  return a;
+}
+
 #define CONVT_MMA(SHAPE, TYPE)                                               \
   asm("mma.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE                \
       ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \

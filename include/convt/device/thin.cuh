@@ -31,6 +31,7 @@
 #include "convt/device/activation.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/mma.cuh"
+#include "convt/device/pixel_words.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/device/tf32.cuh"
 #include "convt/divisor.h"
@@ -40,10 +41,7 @@
 namespace convt {
 namespace thin {
 
-template <typename T>
-inline constexpr int kStepChannels = 32 / static_cast<int>(sizeof(T));
-template <typename T>
-inline constexpr int kChunkChannels = kThinChunkSteps * kStepChannels<T>;
+using namespace pixel_words;  // NOLINT: its other user has the same names
 
 template <typename T>
 struct Params {
@@ -85,6 +83,9 @@ struct Params {
   ThinShared shared;
 };
 
+using ChunkWords = Words<kChunkSteps>;
+static_assert(kChunkSteps == kThinChunkSteps && kPixels == kThinPixels);
+
 // The thread block's share of the problem.
 struct Share {
   int group, first_cout, couts, first_out_cout;
@@ -124,39 +125,6 @@ __device__ inline Share locate(const Params<T>& p, int work) {
 
 // ---------------------------------------------------------------- multiply
 
-// A lane's input of a chunk, as it comes from memory.
-struct Words {
-  unsigned at[32];
-};
-
-// The channel, counted from the chunk's first, at depth `depth` of step `step`. Read along C, a lane's 16
-// bytes are depths of four steps.
-template <typename T, bool kAlongW>
-__device__ constexpr int channel_of(int step, int depth) {
-  constexpr int kPair = 4 / static_cast<int>(sizeof(T));  // channels of a register
-  if constexpr (kAlongW) return step * kStepChannels<T> + depth;
-  const int half = depth / (4 * kPair), member = depth / kPair % 4;
-  return half * (kChunkChannels<T> / 2) + member * 4 * kPair + step * kPair + depth % kPair;
-}
-
-// Registers b[half] of four products at step `step`.
-template <typename T, bool kAlongW>
-__device__ inline uint4 fragments_b(const Words& words, int step, int half) {
-  const unsigned (&w)[32] = words.at;
-  if constexpr (!kAlongW) {
-    const int at = half * 4 + step;
-    return make_uint4(w[at], w[8 + at], w[16 + at], w[24 + at]);
-  } else if constexpr (sizeof(T) == 4) {
-    const int at = (step * 2 + half) * 4;
-    return make_uint4(w[at], w[at + 1], w[at + 2], w[at + 3]);
-  } else {
-    // Four pixels of two neighbouring channels, turned.
-    const int at = (step * 2 + half) * 4;
-    return make_uint4(__byte_perm(w[at], w[at + 2], 0x5410), __byte_perm(w[at], w[at + 2], 0x7632),
-                      __byte_perm(w[at + 1], w[at + 3], 0x5410), __byte_perm(w[at + 1], w[at + 3], 0x7632));
-  }
-}
-
 // This lane's pixels of input row 0: neighbours 4 * group .. 4 * group + 3 of its warp's 32, of which only
 // the first is used where they are read at once. Pixels outside the strip's images stand for some pixel
 // inside: nobody reads their products.
@@ -181,51 +149,23 @@ __device__ inline Pixels<T> locate_pixels(const Params<T>& p, const Share& share
   return pixels;
 }
 
-template <typename T>
-__device__ inline unsigned bits_of(T value) {
-  if constexpr (sizeof(T) == 4) {
-    return __float_as_uint(value);
-  } else {
-    return *reinterpret_cast<const unsigned short*>(&value);
-  }
-}
-
-// Reads the channels from first_channel on, `offset` elements after the pixels. Unless kWhole, channels past
-// the group's last are zero.
+// Reads the chunk of channels from first_channel on, `offset` elements after the pixels. Unless kWhole,
+// channels past the group's last are zero.
 template <typename T, bool kAlongW, bool kWhole>
 __device__ inline void read_channels(const Params<T>& p, const Pixels<T>& pixels, int64_t offset,
-                                     int first_channel, Words& words) {
-  const int member = static_cast<int>(threadIdx.x) % 4;
-  constexpr int kPair = 4 / static_cast<int>(sizeof(T));
-  unsigned (&w)[32] = words.at;
+                                     int first_channel, ChunkWords& words) {
   if constexpr (kAlongW) {
-    int channel = first_channel + member * kPair;
-    const T* at = pixels.at[0] + offset + channel * p.input_stride.c;
-    const int64_t step = 4 * kPair * p.input_stride.c;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-#pragma unroll
-      for (int e = 0; e < kPair; ++e) {
-        const bool exists = kWhole || channel + e < p.cin_per_group;
-        const T* const of_channel = e == 0 ? at : at + p.input_stride.c;
-        if constexpr (sizeof(T) == 4) {
-          const uint4 x = exists ? __ldg(reinterpret_cast<const uint4*>(of_channel)) : uint4{0, 0, 0, 0};
-          w[4 * i] = x.x, w[4 * i + 1] = x.y, w[4 * i + 2] = x.z, w[4 * i + 3] = x.w;
-        } else {
-          const uint2 x = exists ? __ldg(reinterpret_cast<const uint2*>(of_channel)) : uint2{0, 0};
-          w[4 * i + 2 * e] = x.x, w[4 * i + 2 * e + 1] = x.y;
-        }
-      }
-      at += step;
-      channel += 4 * kPair;
-    }
+    read_along_w<T, kWhole>(pixels.at[0] + offset, p.input_stride.c, first_channel, p.cin_per_group, words);
   } else {
+    const int member = static_cast<int>(threadIdx.x) % 4;
+    unsigned (&w)[8 * kChunkSteps] = words.at;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const T* const pixel = pixels.at[j] + offset;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int channel = first_channel + channel_of<T, false>(0, half * 4 * kPair) + member * 4 * kPair;
+        const int channel =
+            first_channel + channel_of<T, false>(0, half * 4 * kPair<T>) + member * 4 * kPair<T>;
         const int to = (j * 2 + half) * 4;
         if (p.along_c) {
           const bool exists = kWhole || channel < p.cin_per_group;
@@ -233,11 +173,11 @@ __device__ inline void read_channels(const Params<T>& p, const Pixels<T>& pixels
           w[to] = x.x, w[to + 1] = x.y, w[to + 2] = x.z, w[to + 3] = x.w;
         } else {
 #pragma unroll
-          for (int i = 0; i < 4 * kPair; ++i) {
+          for (int i = 0; i < 4 * kPair<T>; ++i) {
             const int c = channel + i;
             const unsigned x =
                 kWhole || c < p.cin_per_group ? bits_of(__ldg(pixel + c * p.input_stride.c)) : 0;
-            w[to + i / kPair] = i % kPair == 0 ? x : w[to + i / kPair] | x << 16;
+            w[to + i / kPair<T>] = i % kPair<T> == 0 ? x : w[to + i / kPair<T>] | x << 16;
           }
         }
       }
@@ -247,7 +187,7 @@ __device__ inline void read_channels(const Params<T>& p, const Pixels<T>& pixels
 
 template <typename T, bool kAlongW>
 __device__ inline void read_chunk(const Params<T>& p, const Pixels<T>& pixels, int64_t offset, int chunk,
-                                  Words& words) {
+                                  ChunkWords& words) {
   const int first_channel = chunk * kChunkChannels<T>;
   if (first_channel + kChunkChannels<T> <= p.cin_per_group) {
     read_channels<T, kAlongW, true>(p, pixels, offset, first_channel, words);
@@ -256,89 +196,8 @@ __device__ inline void read_chunk(const Params<T>& p, const Pixels<T>& pixels, i
   }
 }
 
-template <int kBlocks>
-using Sums = float[kBlocks][4][4];
-
-template <int kBlocks>
-__device__ inline void clear(Sums<kBlocks>& sums) {
-#pragma unroll
-  for (int i = 0; i < kBlocks * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] = 0.0f;
-}
-
-// sums += a * b of one step for all blocks of rows and all four products.
-template <typename T, int kBlocks>
-__device__ inline void multiply_step(const FragmentA* weight, const uint4& b0, const uint4& b1,
-                                     Sums<kBlocks>& sums) {
-#pragma unroll
-  for (int i = 0; i < kBlocks; ++i) {
-    const FragmentA a = weight[32 * i];
-    multiply_add<T>(sums[i][0], a, b0.x, b1.x);
-    multiply_add<T>(sums[i][1], a, b0.y, b1.y);
-    multiply_add<T>(sums[i][2], a, b0.z, b1.z);
-    multiply_add<T>(sums[i][3], a, b0.w, b1.w);
-  }
-}
-
-// Whether all numbers of a chunk of float32 can be rounded to TF32 by integer arithmetic, which makes
-// infinities of the largest and numbers of some NaNs.
-__device__ inline bool are_ordinary(const Words& words) {
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 32; ++i) largest = max_or_nan(largest, fabsf(__uint_as_float(words.at[i])));
-  return largest < kLeastAboveTf32;
-}
-
-template <typename T, bool kOrdinary, bool kAlongW, int kParts>
-__device__ inline void operands_b(const Words& words, int step, uint4 (&b0)[kParts], uint4 (&b1)[kParts]) {
-  const uint4 x0 = fragments_b<T, kAlongW>(words, step, 0), x1 = fragments_b<T, kAlongW>(words, step, 1);
-  if constexpr (sizeof(T) == 4) {
-    split_words<kOrdinary>(x0, b0);
-    split_words<kOrdinary>(x1, b1);
-  } else {
-    b0[0] = x0;
-    b1[0] = x1;
-  }
-}
-
-// `weight` is the lane's first fragment of the warp's rows at the chunk's first step; `part` fragments on
-// begin those of the next part, or of the next step.
-template <typename T, int kParts, int kBlocks, bool kAlongW, bool kOrdinary>
-__device__ inline void multiply_words(const Words& words, const FragmentA* weight, int part,
-                                      Sums<kBlocks>& sums) {
-  if constexpr (kParts == 1) {
-#pragma unroll
-    for (int step = 0; step < kThinChunkSteps; ++step) {
-      uint4 b0[1], b1[1];
-      operands_b<T, kOrdinary, kAlongW>(words, step, b0, b1);
-      multiply_step<T>(weight + step * part, b0[0], b1[0], sums);
-    }
-  } else {
-    // Tensor cores cut sums off where they add: the sums of a chunk begin at zero and are added to the others
-    // in float32. Products of a first and a second part, then those of first parts.
-    Sums<kBlocks> few;
-    clear<kBlocks>(few);
-#pragma unroll
-    for (int step = 0; step < kThinChunkSteps; ++step) {
-      uint4 b0[2], b1[2];
-      operands_b<T, kOrdinary, kAlongW>(words, step, b0, b1);
-      multiply_step<T>(weight + (2 * step + 1) * part, b0[0], b1[0], few);
-      multiply_step<T>(weight + 2 * step * part, b0[1], b1[1], few);
-    }
-#pragma unroll
-    for (int i = 0; i < kBlocks * 16; ++i) few[i / 16][i / 4 % 4][i % 4] *= 1 / kSecondPartScale;
-#pragma unroll
-    for (int step = 0; step < kThinChunkSteps; ++step) {
-      uint4 b0[1], b1[1];
-      operands_b<T, kOrdinary, kAlongW>(words, step, b0, b1);
-      multiply_step<T>(weight + 2 * step * part, b0[0], b1[0], few);
-    }
-#pragma unroll
-    for (int i = 0; i < kBlocks * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] += few[i / 16][i / 4 % 4][i % 4];
-  }
-}
-
 template <typename T, int kParts, int kBlocks, bool kAlongW>
-__device__ inline void multiply_chunk(const Words& words, const FragmentA* weight, int part,
+__device__ inline void multiply_chunk(const ChunkWords& words, const FragmentA* weight, int part,
                                       Sums<kBlocks>& sums) {
   if constexpr (sizeof(T) == 4) {
     // Seldom; the lanes of a warp multiply together, so one test for all of them.
@@ -379,12 +238,11 @@ __device__ inline void keep_products(const Sums<kBlocks>& sums, float* products,
 // Lays the weight of the share's output channels out as A fragments.
 template <typename T, int kParts, bool kAlongW>
 __device__ inline void stage_weight(const Params<T>& p, const Share& share, FragmentA* staged) {
-  constexpr int kPair = 4 / static_cast<int>(sizeof(T));
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const T* const first = p.weight +
                          static_cast<int64_t>(share.group) * p.cin_per_group * p.weight_stride.cin +
                          share.first_cout * p.weight_stride.cout;
-  const int steps = p.chunks * kThinChunkSteps;
+  const int steps = p.chunks * kChunkSteps;
   // A warp takes a block of 16 rows at an offset, and every weight_shares-th of its channel steps.
   int number = static_cast<int>(threadIdx.x) / 32;
   for (int set = 0; set < p.taps_h.sets; ++set) {
@@ -406,17 +264,18 @@ __device__ inline void stage_weight(const Params<T>& p, const Share& share, Frag
       }
 #pragma unroll 2
       for (int step = by_share.remainder; step < steps; step += p.weight_shares) {
-        const int first_channel = step / kThinChunkSteps * kChunkChannels<T> +
-                                  channel_of<T, kAlongW>(step % kThinChunkSteps, lane % 4 * kPair);
+        const int first_channel = step / kChunkSteps * kChunkChannels<T> +
+                                  channel_of<T, kAlongW>(step % kChunkSteps, lane % 4 * kPair<T>);
         unsigned a[4] = {0, 0, 0, 0};
 #pragma unroll
-        for (int i = 0; i < 2 * kPair; ++i) {
-          const int channel = first_channel + channel_of<T, kAlongW>(0, i / kPair * 4 * kPair) + i % kPair;
+        for (int i = 0; i < 2 * kPair<T>; ++i) {
+          const int channel =
+              first_channel + channel_of<T, kAlongW>(0, i / kPair<T> * 4 * kPair<T>) + i % kPair<T>;
           const int64_t at = channel * p.weight_stride.cin;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             if (exists[half] && channel < p.cin_per_group) {
-              a[i / kPair * 2 + half] |= bits_of(__ldg(of_row[half] + at)) << (16 * (i % kPair));
+              a[i / kPair<T> * 2 + half] |= bits_of(__ldg(of_row[half] + at)) << (16 * (i % kPair<T>));
             }
           }
         }
@@ -611,7 +470,7 @@ __device__ inline void advance(const Params<T>& p, Depth& depth) {
 
 template <typename T, bool kAlongW>
 __device__ inline void read_depth(const Params<T>& p, const Pixels<T>& pixels, int point, const Depth& depth,
-                                  Words& words) {
+                                  ChunkWords& words) {
   const int64_t row = point + p.taps_h.offset[depth.offset];
   read_chunk<T, kAlongW>(p, pixels, row * p.input_stride.h, depth.chunk, words);
 }
@@ -647,7 +506,7 @@ __global__ void __launch_bounds__(thin_threads(kParts, kComputeCapability))
   const FragmentA* const own_weight = weight + first_block * 32 + threadIdx.x % 32;
   int half = 0;
 
-  Words words;
+  ChunkWords words;
   for (int first_point = share.first_point;; first_point += p.rows) {
     const int point = first_point + by_row.quotient;
     const bool active = multiplies && point < share.end_point;
@@ -692,7 +551,7 @@ __global__ void __launch_bounds__(thin_threads(kParts, kComputeCapability))
         clear<kBlocks>(sums);
         while (depth.exists()) {
           multiply_chunk<T, kParts, kBlocks, kAlongW>(
-              words, own_weight + (depth.offset * p.chunks + depth.chunk) * (kThinChunkSteps * kParts) * part,
+              words, own_weight + (depth.offset * p.chunks + depth.chunk) * (kChunkSteps * kParts) * part,
               part, sums);
           advance(p, depth);
           if (depth.exists()) read_depth<T, kAlongW>(p, pixels, point, depth, words);
@@ -734,8 +593,7 @@ Params<T> make_params(const Problem& problem, const ThinLaunch& launch) {
   p.threads = 32 * launch.warps();
   p.all_row_blocks = launch.all_row_blocks();
   const int weight_blocks = launch.taps_h.begin[launch.taps_h.sets] * launch.all_row_blocks();
-  p.weight_shares =
-      std::clamp(launch.warps() / std::max(weight_blocks, 1), 1, launch.chunks * kThinChunkSteps);
+  p.weight_shares = std::clamp(launch.warps() / std::max(weight_blocks, 1), 1, launch.chunks * kChunkSteps);
   p.first_base_w = launch.first_base_w;
   p.end_base_w = launch.first_base_w + launch.bases_w;
   p.grid_h = launch.grid_h;

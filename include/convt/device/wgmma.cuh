@@ -162,15 +162,6 @@ __device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, u
 #undef CONVT_REGISTERS_1
 #undef CONVT_REGISTERS_0
 
-__device__ inline uint4 load_words(unsigned address) {
-  uint4 a;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a.x), "=r"(a.y), "=r"(a.z), "=r"(a.w)
-               : "r"(address)
-               : "memory");
-  return a;
-}
-
 __device__ inline unsigned load_word(unsigned address) {
   unsigned word;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");

@@ -1,0 +1,11 @@
+// scatter_gemm, float32: operands rounded to TF32, one product per term, sums in fp32.
+#include "convt/device/scatter_gemm.cuh"
+
+namespace convt {
+
+cudaError_t launch_scatter_gemm_tf32(const Problem& problem, const ScatterLaunch& launch,
+                                     cudaStream_t stream) {
+  return scatter_gemm::launch_for<float, 1>(problem, launch, stream);
+}
+
+}  // namespace convt
