@@ -5,15 +5,17 @@
 //            [group][tap][output channel][channel], channels padded
 //
 // Both are batches of matrices to be transposed: what is to lie side by side are `rows`, what mostly does are
-// `cols`. One launch does both operands; a weight whose output channels are folded is gathered, but for
-// contiguous float32, whose columns only go to other places. float32 is rounded to TF32 on the way, as tensor
-// copies would make infinities of the largest numbers; of IEEE float32 it is split into two such numbers, and
-// all second parts follow all first ones.
+// `cols`. One launch does both operands. Columns of a contiguous weight of float32 are all its taps, which go
+// to other places. A weight of 16 bits whose output channels are folded is gathered; a contiguous one whose
+// taps are no whole vectors is brought to shared memory as it lies, and gathered there. float32 is rounded to
+// TF32 on the way, as tensor copies would make infinities of the largest numbers; of IEEE float32 it is split
+// into two such numbers, and all second parts follow all first ones.
 //
-// Mapping: a block takes a tile of 4096 elements of one matrix: 64 columns or, where there are fewer, more
-// rows. It copies pieces of rows to shared memory, as wide as their alignment allows, turns them there
-// (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix), and writes columns in 16 bytes. Rows of
-// float32 that lie side by side already (channels_last) do not pass through shared memory.
+// Mapping: a block takes a tile of 4096 elements of one matrix, or of 8192 of 16 bits: 64 columns or, where
+// there are fewer, more rows. It copies pieces of rows to shared memory, as wide as their alignment allows,
+// turns them there (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix; float32 4 x 4 in registers
+// where rows are whole pieces of 16 bytes), and writes columns in 16 bytes. Rows of float32 that lie side by
+// side already (channels_last) do not pass through shared memory.
 
 #include <algorithm>
 #include <iterator>
@@ -28,7 +30,13 @@
 namespace convt {
 namespace {
 
-constexpr int kThreads = 256, kLog2Tile = 12, kTile = 1 << kLog2Tile;
+constexpr int kThreads = 256;
+// Elements of a tile, by their bytes: what a block has to find out before it begins should be little beside
+// it.
+template <int kSize>
+inline constexpr int kLog2Tile = kSize == 2 ? 13 : 12;
+template <int kSize>
+inline constexpr int kTile = 1 << kLog2Tile<kSize>;
 
 // Distances in elements. Column j lies at j / col_w and j % col_w.
 struct Matrices {
@@ -61,9 +69,19 @@ struct FoldedWeight {
   int blocks;
 };
 
+// A contiguous weight, eight output channels of a channel at a time: a piece of 8 * taps elements.
+struct WeightPieces {
+  const void* from;
+  void* to;
+  Divisor<int> taps, couts, cins;  // pieces of a channel; channels of a group
+  int pieces, of_block;
+  int blocks;
+};
+
 struct TurnParams {
   Matrices jobs[2];
   FoldedWeight folded;
+  WeightPieces pieces;
 };
 
 // A tile in shared memory as it is read, and as it is written. Lines are padded so that neither way meets one
@@ -71,14 +89,12 @@ struct TurnParams {
 template <int kSize>
 struct Tile {
   static constexpr int kPadding = kSize == 2 ? 8 : 1;
-  static constexpr int kLeastLog2Width = kSize == 2 ? 3 : 0;
+  static constexpr int kLeastLog2Width = kSize == 2 ? 4 : 0;
   static constexpr int kMostLog2Width = 6;
   // Most lines of each way, and no second way of 4-byte elements.
-  static constexpr int kElements = kTile + (kTile >> kLeastLog2Width) * kPadding;
-  static constexpr int kTurned = kSize == 2 ? kTile + (1 << kMostLog2Width) * kPadding : 0;
+  static constexpr int kElements = kTile<kSize> + (kTile<kSize> >> kLeastLog2Width) * kPadding;
+  static constexpr int kTurned = kSize == 2 ? kTile<kSize> + (1 << kMostLog2Width) * kPadding : 0;
   static constexpr int kBytes = kSize * (kElements + kTurned);
-  // Lines of 4-byte elements begin at any multiple of 4 bytes.
-  static constexpr int kMostCopyBytes = kSize == 2 ? 16 : kSize;
 };
 static_assert(Tile<2>::kBytes <= 48 * 1024 && Tile<4>::kBytes <= 48 * 1024, "static shared memory");
 
@@ -90,7 +106,7 @@ __device__ inline void load_tile(const Matrices& m, const T* from, int first_row
   constexpr int kVector = kBytes / sizeof(T);
   const int pitch = (1 << m.log2_width) + Tile<sizeof(T)>::kPadding;
 #pragma unroll 8
-  for (int i = 0; i < kTile / kVector / kThreads; ++i) {
+  for (int i = 0; i < kTile<sizeof(T)> / kVector / kThreads; ++i) {
     const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
     const int row = n >> m.log2_width, col = n & ((1 << m.log2_width) - 1);
     const bool exists = first_row + row < m.rows && first_col + col < m.cols;
@@ -113,10 +129,10 @@ __device__ inline void load_tile(const Matrices& m, const T* from, int first_row
 // Turns 8 x 8 blocks, four below each other at a time.
 __device__ inline void turn_blocks(const Matrices& m, const unsigned short* tile, unsigned short* turned) {
   constexpr int kPadding = Tile<2>::kPadding;
-  const int height = kTile >> m.log2_width, lane = static_cast<int>(threadIdx.x) % 32;
+  const int height = kTile<2> >> m.log2_width, lane = static_cast<int>(threadIdx.x) % 32;
   const int pitch = (1 << m.log2_width) + kPadding, turned_pitch = height + kPadding;
 #pragma unroll
-  for (int i = 0; i < kTile / 256 / (kThreads / 32); ++i) {
+  for (int i = 0; i < kTile<2> / 256 / (kThreads / 32); ++i) {
     const int number = i * (kThreads / 32) + static_cast<int>(threadIdx.x) / 32;
     const int col = (number & ((1 << m.log2_width) / 8 - 1)) * 8, row = (number >> (m.log2_width - 3)) * 32;
     unsigned x[4];
@@ -147,10 +163,10 @@ template <int kParts, typename T>
 __device__ inline void store_tile(const Matrices& m, const FoldedWeight& f, T* to, int first_row,
                                   int first_col, const T* tile, const T* turned) {
   constexpr int kVector = 16 / sizeof(T), kPadding = Tile<sizeof(T)>::kPadding;
-  const int log2_height = kLog2Tile - m.log2_width;
+  const int log2_height = kLog2Tile<sizeof(T)> - m.log2_width;
   const int pitch = (1 << m.log2_width) + kPadding, turned_pitch = (1 << log2_height) + kPadding;
 #pragma unroll
-  for (int i = 0; i < kTile / kVector / kThreads; ++i) {
+  for (int i = 0; i < kTile<sizeof(T)> / kVector / kThreads; ++i) {
     const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
     const int row = n & ((1 << log2_height) - 1), col = n >> log2_height;
     if (first_row + row >= m.padded_rows || first_col + col >= m.cols) continue;
@@ -165,14 +181,63 @@ __device__ inline void store_tile(const Matrices& m, const FoldedWeight& f, T* t
   }
 }
 
+// Lines of 4-byte elements without padding, whose 16-byte pieces are swapped: what a lane reads of four rows
+// lies in other banks than what its neighbours read of the next four.
+struct Quads {
+  int log2_width;
+
+  __device__ int place(int row, int piece) const {
+    const int pieces = 1 << (log2_width - 2);
+    return (row << log2_width) + (piece ^ (row / 4 & (min(pieces, 8) - 1))) * 4;
+  }
+};
+
+// Copies a tile in pieces of 16 bytes, zeros where it leaves the matrix.
+__device__ inline void load_quads(const Matrices& m, const unsigned* from, int first_row, int first_col,
+                                  unsigned* tile) {
+  const Quads quads = {m.log2_width};
+#pragma unroll
+  for (int i = 0; i < kTile<4> / 4 / kThreads; ++i) {
+    const int n = i * kThreads + static_cast<int>(threadIdx.x);
+    const int row = n >> (m.log2_width - 2), piece = n & ((1 << (m.log2_width - 2)) - 1);
+    const bool exists = first_row + row < m.rows && first_col + piece * 4 < m.cols;
+    copy_async<16>(tile + quads.place(row, piece),
+                   from + (first_row + row) * m.row_from + first_col + piece * 4, exists);
+  }
+}
+
+// Writes four rows of four columns, rounded or split.
+template <int kParts>
+__device__ inline void store_quads(const Matrices& m, const FoldedWeight& f, unsigned* to, int first_row,
+                                   int first_col, const unsigned* tile) {
+  static_assert(kTile<4> == 16 * kThreads);
+  const Quads quads = {m.log2_width};
+  const int log2_height = kLog2Tile<4> - m.log2_width, thread = static_cast<int>(threadIdx.x);
+  const int row = (thread & ((1 << (log2_height - 2)) - 1)) * 4, piece = thread >> (log2_height - 2);
+  if (first_row + row >= m.padded_rows) return;
+  uint4 x[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = *reinterpret_cast<const uint4*>(tile + quads.place(row + i, piece));
+  const uint4 turned[4] = {
+      make_uint4(x[0].x, x[1].x, x[2].x, x[3].x), make_uint4(x[0].y, x[1].y, x[2].y, x[3].y),
+      make_uint4(x[0].z, x[1].z, x[2].z, x[3].z), make_uint4(x[0].w, x[1].w, x[2].w, x[3].w)};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int col = first_col + piece * 4 + i;
+    if (col >= m.cols) break;
+    const int line = m.folds ? folded_line(f, col) : col;
+    store_parts<kParts>(m.part_to, to + line * m.col_to + first_row + row, turned[i]);
+  }
+}
+
 // The same of rows that lie side by side, straight from the operand.
 template <int kBytes, int kParts>
 __device__ inline void round_tile(const Matrices& m, const unsigned* from, unsigned* to, int first_row,
                                   int first_col) {
   constexpr int kVector = kBytes / 4;
-  const int log2_height = kLog2Tile - m.log2_width;
+  const int log2_height = kLog2Tile<4> - m.log2_width;
 #pragma unroll
-  for (int i = 0; i < kTile / 4 / kThreads; ++i) {
+  for (int i = 0; i < kTile<4> / 4 / kThreads; ++i) {
     const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * 4;
     const int row = first_row + (n & ((1 << log2_height) - 1)), col = first_col + (n >> log2_height);
     if (row >= m.padded_rows || col >= m.cols) continue;
@@ -233,6 +298,31 @@ __device__ inline void turn_folded(const FoldedWeight& f, int block) {
   }
 }
 
+// Takes a block's pieces, which lie side by side, to shared memory, and gathers eight output channels of a
+// tap at a time.
+__device__ inline void turn_pieces(const WeightPieces& w, int block, unsigned short* tile) {
+  constexpr int kVector = 8;
+  const int first = block * w.of_block, taps = w.taps;
+  const int vectors = min(w.of_block, w.pieces - first) * taps;
+  const auto* const from = static_cast<const unsigned short*>(w.from) + int64_t{first} * taps * kVector;
+  for (int i = static_cast<int>(threadIdx.x); i < vectors; i += kThreads)
+    copy_async<16>(tile + i * kVector, from + i * kVector, true);
+  wait_for_copies();
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < vectors; i += kThreads) {
+    const auto by_tap = w.taps.divide(i);
+    const unsigned short* const of_tap = tile + by_tap.quotient * taps * kVector + by_tap.remainder;
+    const auto by_cout = w.couts.divide(first + by_tap.quotient);
+    const auto by_cin = w.cins.divide(by_cout.quotient);
+    const auto pair = [&](int j) {
+      return of_tap[j * taps] | static_cast<unsigned>(of_tap[(j + 1) * taps]) << 16;
+    };
+    const int64_t line = (int64_t{by_cin.quotient} * taps + by_tap.remainder) * w.cins + by_cin.remainder;
+    auto* const to = static_cast<unsigned short*>(w.to) + (line * w.couts + by_cout.remainder) * kVector;
+    *reinterpret_cast<uint4*>(to) = make_uint4(pair(0), pair(2), pair(4), pair(6));
+  }
+}
+
 #endif
 
 template <typename T, int kParts>
@@ -245,11 +335,14 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
   const bool second = number >= p.jobs[0].tiles;
   if (second) number -= p.jobs[0].tiles;
   if (second && p.folded.blocks > 0) return turn_folded<T, kParts>(p.folded, number);
+  if constexpr (sizeof(T) == 2) {
+    if (second && p.pieces.blocks > 0) return turn_pieces(p.pieces, number, tile);
+  }
   const Matrices& m = p.jobs[second];
   const auto by_row = m.tiles_r.divide(number);
   const auto by_col = m.tiles_c.divide(by_row.quotient);
   const auto by_batch = m.batches.divide(by_col.quotient);
-  const int first_row = by_row.remainder << (kLog2Tile - m.log2_width);
+  const int first_row = by_row.remainder << (kLog2Tile<sizeof(T)> - m.log2_width);
   const int first_col = by_col.remainder << m.log2_width;
   const T* const from = static_cast<const T*>(m.from) + by_batch.quotient * m.batch_from[0] +
                         by_batch.remainder * m.batch_from[1];
@@ -263,7 +356,14 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
       return;
     }
   }
-  if constexpr (Tile<sizeof(T)>::kMostCopyBytes == sizeof(T)) {
+  if constexpr (sizeof(T) == 4) {
+    if (m.copy_bytes == 16) {
+      load_quads(m, from, first_row, first_col, tile);
+      wait_for_copies();
+      __syncthreads();
+      return store_quads<kParts>(m, p.folded, to, first_row, first_col, tile);
+    }
+    // Padded lines begin at any multiple of 4 bytes.
     load_tile<sizeof(T)>(m, from, first_row, first_col, tile);
   } else {
     with_width_from<sizeof(T)>(m.copy_bytes, [&](auto width) {
@@ -286,7 +386,7 @@ void divide(Matrices& m, int64_t batches) {
   using Tile = Tile<sizeof(T)>;
   m.log2_width = Tile::kLeastLog2Width;
   while (m.log2_width < Tile::kMostLog2Width && 1 << m.log2_width < m.cols) ++m.log2_width;
-  const int width = 1 << m.log2_width, height = kTile / width;
+  const int width = 1 << m.log2_width, height = kTile<sizeof(T)> / width;
   m.tiles_r = (m.padded_rows + height - 1) / height;
   m.tiles_c = (m.cols + width - 1) / width;
   m.tiles = static_cast<int>(batches * m.tiles_r * m.tiles_c);
@@ -297,8 +397,7 @@ void divide(Matrices& m, int64_t batches) {
   const int64_t numbers[] = {m.rows_side_by_side ? m.rows : m.cols,
                              m.rows_side_by_side ? m.col_w_from : m.row_from,
                              m.rows_side_by_side ? m.col_h_from : 0, m.batch_from[0], m.batch_from[1]};
-  for (int bytes = m.rows_side_by_side ? 16 : Tile::kMostCopyBytes; bytes > static_cast<int>(sizeof(T));
-       bytes /= 2) {
+  for (int bytes = 16; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
     const int64_t vector = bytes / static_cast<int>(sizeof(T));
     if (!is_aligned(m.from, static_cast<size_t>(bytes)) ||
         std::any_of(std::begin(numbers), std::end(numbers), [vector](int64_t n) { return n % vector != 0; }))
@@ -335,12 +434,33 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
     m.part_to = problem.batch * m.batch_to[0];
     divide<T>(m, problem.batch * problem.groups);
   }
-  if (t.turns_weight && t.fold() > 1) {
+  constexpr bool kAlongCin = sizeof(T) == 4;
+  constexpr int kVector = 16 / sizeof(T);
+  constexpr int kLongRow = 16;  // so many taps of an output channel are read together well enough
+  const int64_t all_columns = unfolded.w.kernel, all_taps = unfolded.h.kernel * all_columns;
+  const bool contiguous = [&] {
+    const WeightStrides& w = unfolded.weight_stride;
+    return (all_columns == 1 || w.kw == 1) && (unfolded.h.kernel == 1 || w.kh == all_columns) &&
+           (unfolded.cout_per_group == 1 || w.cout == all_taps);
+  }();
+  const bool pieces = !kAlongCin && contiguous && t.fold() == 1 && all_taps % kVector != 0 &&
+                      all_taps <= kTile<sizeof(T)> / kVector && cout % kVector == 0 &&
+                      (problem.cin() == 1 || unfolded.weight_stride.cin == cout * all_taps) &&
+                      is_aligned(problem.weight, 16);
+  if (t.turns_weight && pieces) {
+    WeightPieces& w = p.pieces;
+    w.from = problem.weight;
+    w.to = static_cast<unsigned char*>(workspace) + t.weight_offset;
+    w.taps = static_cast<int>(all_taps);
+    w.couts = cout / kVector;
+    w.cins = cin;
+    w.pieces = static_cast<int>(problem.cin() * w.couts);
+    w.of_block = kTile<sizeof(T)> / kVector / w.taps;
+    w.blocks = (w.pieces + w.of_block - 1) / w.of_block;
+  } else if (t.turns_weight && (t.fold() > 1 || (kAlongCin && contiguous && all_taps % kLongRow != 0))) {
     FoldedWeight& f = p.folded;
     const WeightStrides& w = unfolded.weight_stride;
-    const int64_t kernel_w = unfolded.w.kernel, kernel = unfolded.h.kernel * kernel_w;
-    constexpr bool kAlongCin = sizeof(T) == 4;
-    constexpr int kVector = 16 / sizeof(T);
+    const int64_t kernel_w = all_columns, kernel = all_taps;
     f.from = problem.weight;
     f.to = static_cast<unsigned char*>(workspace) + t.weight_offset;
     f.stride = unfolded.weight_stride;
@@ -359,8 +479,6 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
     f.part_to = int64_t{f.groups} * f.taps * (kAlongCin ? cout : cin) * f.padded;
     f.kernel = static_cast<int>(kernel);
     f.kernel_w = static_cast<int>(kernel_w);
-    const bool contiguous = (kernel_w == 1 || w.kw == 1) && (unfolded.h.kernel == 1 || w.kh == kernel_w) &&
-                            (unfolded.cout_per_group == 1 || w.cout == kernel);
     if (kAlongCin && contiguous) {
       Matrices& m = p.jobs[1];
       m.folds = true;
@@ -384,7 +502,6 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
   } else if (t.turns_weight) {
     Matrices& m = p.jobs[1];
     const WeightStrides& w = problem.weight_stride;
-    constexpr bool kAlongCin = sizeof(T) == 4;
     const int64_t padded = kAlongCin ? t.padded_cin : t.padded_cout;
     m.from = problem.weight;
     m.to = static_cast<unsigned char*>(workspace) + t.weight_offset;
@@ -417,7 +534,8 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
     m.part_to = problem.groups * m.batch_to[0];
     divide<T>(m, problem.groups * static_cast<int>(m.batches));
   }
-  turn_kernel<T, kParts><<<p.jobs[0].tiles + p.jobs[1].tiles + p.folded.blocks, kThreads, 0, stream>>>(p);
+  const int blocks = p.jobs[0].tiles + p.jobs[1].tiles + p.folded.blocks + p.pieces.blocks;
+  turn_kernel<T, kParts><<<blocks, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
