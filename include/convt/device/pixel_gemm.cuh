@@ -500,8 +500,16 @@ __device__ inline void await_copies() {
   __syncthreads();
 }
 
+// Blocks that an SM must have registers for; 0 leaves that to the compiler, which for compute capability 10.0
+// takes fewer than it needs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+inline constexpr int kMinBlocks = 1;
+#else
+inline constexpr int kMinBlocks = 0;
+#endif
+
 template <typename T, typename Config>
-__global__ void __launch_bounds__(Config::kThreads)
+__global__ void __launch_bounds__(Config::kThreads, kMinBlocks)
     pixel_gemm_kernel(const __grid_constant__ Params<T> p, int columns_offset) {
   extern __shared__ __align__(16) unsigned char shared[];
   ColumnEnd* const ends = reinterpret_cast<ColumnEnd*>(shared + columns_offset);
