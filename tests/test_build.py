@@ -68,11 +68,12 @@ def test_gencode_flags() -> None:
     )
 
 
-# What the sources may ask of the architecture that they are compiled for; `thin` hands it to thin_threads, which
-# compares it with 9.0 alone.
+# What the sources may ask of the architecture that they are compiled for: whether it is below 9.0, 9.0 or above. `thin`
+# hands it to thin_threads, which compares it with 9.0 alone.
 QUESTIONS = (
     "#if defined(__CUDA_ARCH__)",
     "#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900",
+    "#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000",
     "#if defined(__CUDA_ARCH_FEAT_SM90_ALL)",
     "inline constexpr int kComputeCapability = __CUDA_ARCH__ / 10;",
 )
