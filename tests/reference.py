@@ -261,12 +261,17 @@ def random_tensor(
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).to(device)
 
 
-def _embed(x: Tensor, view: Callable[[Tensor], Tensor], shape: list[int]) -> Tensor:
+def embed(x: Tensor, view: Callable[[Tensor], Tensor], shape: list[int]) -> Tensor:
     """Puts the values of x into a view of a larger tensor, the rest of which is NaN, so that a stray read shows."""
     storage = torch.full(shape, float("nan"), dtype=x.dtype, device=x.device)
     out = view(storage)
     out.copy_(x)
     return out
+
+
+def every_second(b: Tensor | None) -> Tensor | None:
+    """The bias as a view with stride 2."""
+    return None if b is None else embed(b, lambda s: s[::2], [2 * b.numel()])
 
 
 def _contiguous(x: Tensor) -> Tensor:
@@ -281,13 +286,13 @@ def _channels_last(x: Tensor) -> Tensor:
 def _sliced(x: Tensor) -> Tensor:
     """A window of larger images: odd offset, rows with a gap."""
     h, w = x.shape[-2:]
-    return _embed(x, lambda s: s[..., 1 : 1 + h, 3 : 3 + w], [*x.shape[:-2], h + 3, w + 5])
+    return embed(x, lambda s: s[..., 1 : 1 + h, 3 : 3 + w], [*x.shape[:-2], h + 3, w + 5])
 
 
 def _strided(x: Tensor) -> Tensor:
     """Every second row and every eighth column of larger images: all distances are multiples of a vector."""
     h, w = x.shape[-2:]
-    return _embed(x, lambda s: s[..., ::2, ::8][..., :h, :w], [*x.shape[:-2], 2 * h, 8 * w])
+    return embed(x, lambda s: s[..., ::2, ::8][..., :h, :w], [*x.shape[:-2], 2 * h, 8 * w])
 
 
 def _transposed(x: Tensor) -> Tensor:
@@ -298,7 +303,7 @@ def _transposed(x: Tensor) -> Tensor:
 def _channels_sliced(x: Tensor) -> Tensor:
     """Some channels of channels_last images: strides like channels_last, with gaps between pixels."""
     c, h, w = x.shape[-3:]
-    return _embed(x, lambda s: s[..., 1 : 1 + c].movedim(-1, -3), [*x.shape[:-3], h, w, c + 2])
+    return embed(x, lambda s: s[..., 1 : 1 + c].movedim(-1, -3), [*x.shape[:-3], h, w, c + 2])
 
 
 def _expanded(x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from reference import (
     Geometry,
     Target,
     assert_accurate,
+    embed,
+    every_second,
     launches,
     on_kernel,
     on_tensor_cores,
@@ -161,11 +163,6 @@ LAYOUT_PAIRS = (
 )
 
 
-def _every_second(b: Tensor | None) -> Tensor | None:
-    """The bias as a view with stride 2."""
-    return None if b is None else torch.stack([b, torch.full_like(b, float("nan"))], dim=1)[:, 0]
-
-
 def check_layouts(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
     """Every pair of layouts against the float64 reference, in poisoned memory."""
     x, w, b = geometry.tensors(dtype, target.device)
@@ -175,7 +172,7 @@ def check_layouts(geometry: Geometry, dtype: torch.dtype, target: Target) -> Non
         same_values = "expanded" not in (input_layout, weight_layout)
         context = f"input {input_layout}, weight {weight_layout}"
         laid_x, laid_w = LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w)
-        laid_b = b if input_layout == "contiguous" else _every_second(b)
+        laid_b = b if input_layout == "contiguous" else every_second(b)
         poison(geometry.output, dtype, target.device)
         actual = convt_ext.conv_transpose2d(laid_x, laid_w, laid_b, **geometry.arguments)
         assert tuple(actual.shape) == geometry.output, context
@@ -305,22 +302,19 @@ ONE_PIXEL = (
 
 def _every_second_channel(x: Tensor) -> Tensor:
     """Neighbouring channels have another between them."""
-    return torch.stack([x, torch.full_like(x, float("nan"))], dim=-3).flatten(-4, -3)[..., ::2, :, :]
+    c, h, w = x.shape[-3:]
+    return embed(x, lambda s: s[..., ::2, :, :], [*x.shape[:-3], 2 * c, h, w])
 
 
 def _off_by_one(x: Tensor) -> Tensor:
     """Dense, from the second element of its storage on."""
-    storage = torch.full((x.numel() + 1,), float("nan"), dtype=x.dtype, device=x.device)
-    storage[1:] = x.flatten()
-    return storage[1:].view(x.shape)
+    return embed(x, lambda s: s[1:].view(x.shape), [x.numel() + 1])
 
 
 def _some_channels(x: Tensor) -> Tensor:
     """The middle of more channels: images lie further apart than they are long."""
-    channels = x.shape[-3]
-    storage = x.new_full((*x.shape[:-3], channels + 5, *x.shape[-2:]), float("nan"))
-    storage[..., 3 : 3 + channels, :, :] = x
-    return storage[..., 3 : 3 + channels, :, :]
+    c, h, w = x.shape[-3:]
+    return embed(x, lambda s: s[..., 3 : 3 + c, :, :], [*x.shape[:-3], c + 5, h, w])
 
 
 ONE_PIXEL_LAYOUTS = (
@@ -348,7 +342,7 @@ def test_one_pixel(geometry: Geometry, precision: str, target: Target, monkeypat
     with tf32_allowed(precision == "tf32"):
         for input_layout, weight_layout in ONE_PIXEL_LAYOUTS:
             laid_x, laid_w = _LAID[input_layout](x), _LAID[weight_layout](w)
-            laid_b = b if input_layout == "contiguous" else _every_second(b)
+            laid_b = b if input_layout == "contiguous" else every_second(b)
             of_layout = None if "expanded" in (input_layout, weight_layout) else known
             for line in launches(monkeypatch, target.kernel, range(100), laid_x, laid_w, laid_b, **geometry.arguments):
                 context = f"input {input_layout}, weight {weight_layout}: {line}"

@@ -9,6 +9,8 @@ from reference import (
     TENSOR_CORE_PRECISIONS,
     Geometry,
     assert_accurate,
+    embed,
+    every_second,
     launches,
     poison,
     random_tensor,
@@ -48,10 +50,7 @@ pytestmark = [*NEEDS_CUDA]
 def with_gaps(x: Tensor) -> Tensor:
     """A window of larger images, whose distances are multiples of four; the rest is NaN."""
     n, c, h, w = x.shape
-    larger = torch.full((n, c + 1, h + 2, w + 8), float("nan"), dtype=x.dtype, device=x.device)
-    window = larger[:, :c, 1 : 1 + h, 4 : 4 + w]
-    window.copy_(x)
-    return window
+    return embed(x, lambda s: s[:, :c, 1 : 1 + h, 4 : 4 + w], [n, c + 1, h + 2, w + 8])
 
 
 def check_launches(
@@ -81,10 +80,8 @@ def test_launches(geometry: Geometry, precision: str, monkeypatch: pytest.Monkey
 def test_layouts(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Input with gaps between rows, weight with its output channels side by side, bias with gaps."""
     x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], "cuda")
-    if b is not None:
-        b = torch.stack([b, torch.full_like(b, float("nan"))], dim=1)[:, 0]
     w = w.contiguous(memory_format=torch.channels_last)
-    assert check_launches(geometry, precision, with_gaps(x), w, b, monkeypatch) > 0
+    assert check_launches(geometry, precision, with_gaps(x), w, every_second(b), monkeypatch) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
