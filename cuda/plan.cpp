@@ -447,7 +447,7 @@ std::string describe(const Plan& plan) {
          << t.groups_w << "x" << t.rows << " couts=" << t.couts << "x" << t.cout_tiles
          << " sets=" << t.taps_h.sets << " offsets=" << t.taps_h.begin[t.taps_h.sets]
          << " crop=" << t.taps_h.crop << " tile=" << t.images << "x" << t.segment_rows << "x" << t.cols
-         << " chunks=" << t.chunks << " reads="
+         << " walks=" << (t.walks ? t.stages : 0) << " chunks=" << t.chunks << " reads="
          << (t.along_w   ? "w"
              : t.along_c ? "c"
                          : "1")

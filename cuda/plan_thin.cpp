@@ -27,21 +27,52 @@ struct Search {
 
   // Registers of a thread: what the compiler takes, or its bound.
   int registers(const ThinLaunch& t) const {
+    if (t.walks) {
+      const int sums = t.row_blocks * t.taps_h.offsets(0);
+      return t.parts == 2 ? 90 + 41 * sums : 72 + 16 * sums;
+    }
     if (t.parts == 2) return t.row_blocks == 1 ? 208 : 248;
     return std::min(65536 / thin_threads(t.parts, device.compute_capability) / 8 * 8, 208);
   }
 
+  // Thread blocks that an SM has shared memory and registers for.
+  int64_t most_resident(const ThinLaunch& t) const {
+    const int64_t by_shared =
+        device.shared_bytes_per_sm / (static_cast<int64_t>(thin_shared(t).bytes) + kReservedSharedBytes);
+    return std::min<int64_t>({by_shared, 65536 / (registers(t) * 32 * t.warps()), 64 / t.warps()});
+  }
+
+  // Chunks that a warp has in shared memory: three, unless fewer blocks are resident then.
+  int stages_of(ThinLaunch launch) const {
+    launch.stages = 2;
+    const int64_t resident = most_resident(launch);
+    launch.stages = 3;
+    return most_resident(launch) < resident ? 2 : 3;
+  }
+
+  // The most outputs of a line of a strip: those that its pixels are the last to reach, and past its last
+  // pixel those over the halo.
+  int64_t line_outputs(const ThinLaunch& t) const {
+    int64_t most = 0;
+    for (const int64_t strip : {int64_t{0}, std::min<int64_t>(1, t.strips - 1), t.strips - 1}) {
+      const int64_t first = t.origin_w + strip * t.strip_step + t.strip_halo;
+      const int64_t base = strip == 0 ? t.first_base_w : first;
+      const int64_t end = strip + 1 == t.strips ? t.first_base_w + t.bases_w : first + t.strip_step;
+      const auto output = [this](int64_t of_base) {
+        return std::clamp<int64_t>(of_base * problem.w.stride - problem.w.padding, 0, problem.w.output);
+      };
+      most = std::max(most, output(end) - output(base));
+    }
+    return most * t.images * (problem.output_channels_last ? t.couts : 1);
+  }
+
   // Counts of what the kernel's loops do, with weights fitted to some 6,000 timed launches of 19 problems on
   // an H100. Over those the choice takes 1.05 times the best candidate's time in float16 on average, 1.07 in
-  // TF32, 1.03 in IEEE.
+  // TF32, 1.03 in IEEE. Those of launches that walk are of 500 of three problems.
   double cycles(const ThinLaunch& t) const {
     const double blocks = static_cast<double>(t.blocks()), sms = device.sm_count;
-    const int64_t by_shared =
-        device.shared_bytes_per_sm / (static_cast<int64_t>(t.shared_bytes) + kReservedSharedBytes);
-    const int64_t by_registers = 65536 / (registers(t) * 32 * t.warps());
-    const double resident = std::max(
-        1.0, std::min(static_cast<double>(std::min<int64_t>({by_shared, by_registers, 64 / t.warps()})),
-                      std::ceil(blocks / sms)));
+    const double resident =
+        std::max(1.0, std::min(static_cast<double>(most_resident(t)), std::ceil(blocks / sms)));
     const double rounds = std::ceil(blocks / (sms * resident));
     const double steps = static_cast<double>(ceil_div(t.segment_rows, t.rows));
 
@@ -50,54 +81,67 @@ struct Search {
                                                             : std::min<int64_t>(t.cols, problem.w.input));
     const double pixels = columns * t.rows;
     const double outputs = pixels * t.couts * t.taps_h.stride * static_cast<double>(t.phases_w.stride) / 32;
-    const double depth = static_cast<double>(t.taps_h.begin[t.taps_h.sets]) * t.chunks;  // chunks of a warp
-    const double warps = std::ceil(columns / kThinPixels) * t.rows * t.warps_m;          // that multiply
+    const double offsets = t.taps_h.begin[t.taps_h.sets];
+    const double depth = offsets * t.chunks;                                     // chunks of a warp
+    const double warps = std::ceil(columns / kThinPixels) * t.rows * t.warps_m;  // that multiply
 
     // Issued instructions.
     const bool wide = t.element_size == 4;
     const double products = depth * kThinChunkSteps * 4 * t.row_blocks * (t.parts == 2 ? 3 : 1);
     const double reads = t.along_w ? (wide ? 30 : 60) : t.along_c ? 20 : 768.0 / t.element_size;
     const double converts = !wide ? (t.along_w ? 64 : 0) : t.parts == 2 ? 256 : 90;
-    const double multiply =
-        1.05 * products + depth * (4.4 * t.row_blocks * t.parts + 0.41 * reads + 0.39 * converts) + 166;
-    const double lines = problem.output_channels_last ? outputs : outputs / t.couts;
+    const double fragments = 4.4 * depth * t.row_blocks * t.parts;
     const double thread_columns = columns * static_cast<double>(t.phases_w.stride) *
                                   (problem.output_channels_last ? t.couts : 1) / t.gather_columns;
-    const double gather = 3.1 * outputs + 13 * lines + 52 * std::max(0.0, thread_columns - 1) * t.warps();
-    const double resident_warps = resident * t.warps();
-    const double issue = (warps * multiply + gather) * (resident_warps + 21) / (2.2 * resident_warps);
-
     const double tensor = 1.65 * warps * products;
-    // Lines of NHWC in pieces of a few channels cost whole sectors. Rows are read once for each offset, from
-    // memory where what all thread blocks are about to read again does not fit in its cache.
-    const double offsets = t.taps_h.begin[t.taps_h.sets];
+    const double resident_warps = resident * t.warps();
+    const double row_bytes = columns * static_cast<double>(problem.cin_per_group) * t.element_size;
+    // Lines of NHWC in pieces of a few channels cost whole sectors.
     const bool in_pieces = problem.output_channels_last && t.couts < problem.cout();
     const double sectors = in_pieces ? 1 + 32.0 / (t.couts * t.element_size) : 1;
-    const double row_bytes = columns * static_cast<double>(problem.cin_per_group) * t.element_size;
+    const double stores = 0.099 * sectors * 32 * outputs * t.element_size;
+    const double begin = 2860 + 530 * depth * kThinChunkSteps * t.all_row_blocks() / t.warps();
+    const auto cube = [](double x) { return x * x * x; };
+    if (t.walks) {
+      // Sums of split operands begin anew every two steps. Rows of a channel are read one by one, each from
+      // another place of NCHW.
+      const double multiply = 1.05 * products + fragments + (t.parts == 2 ? 80 * depth * t.row_blocks : 0) +
+                              t.chunks * (0.41 * reads + 0.39 * converts) + 416;
+      const double gather = 13 * outputs + 60 * thread_columns * t.warps();
+      const double most = (t.along_w ? (t.parts == 2 ? 1.25 : 1.4) : 1.7) * (resident > 1 ? 1.1 : 1);
+      const double ipc = std::min(most, 0.2 * resident_warps);
+      const double issue = (warps * multiply + gather) / ipc;
+      const double bytes = (t.along_w ? 0.115 : 0.064) * row_bytes + stores;
+      const double step = std::cbrt(cube(issue) + cube(tensor) + cube(bytes) + cube(1200 / resident));
+      return 6200 + rounds * (resident * (steps + offsets - 1) * step + begin);
+    }
+    const double multiply = 1.05 * products + fragments + depth * (0.41 * reads + 0.39 * converts) + 166;
+    const double lines = problem.output_channels_last ? outputs : outputs / t.couts;
+    const double gather = 3.1 * outputs + 13 * lines + 52 * std::max(0.0, thread_columns - 1) * t.warps();
+    const double issue = (warps * multiply + gather) * (resident_warps + 21) / (2.2 * resident_warps);
+    // Rows are read once for each offset, from memory where what all thread blocks are about to read again
+    // does not fit in its cache.
     const double kept_rows = std::min(t.segment_rows, t.taps_h.span + t.rows);
     const double sharers = static_cast<double>(t.cout_tiles);
     constexpr double kCacheBytes = 40e6;
     const bool reads_again = std::min(blocks, sms * resident) / sharers * kept_rows * row_bytes > kCacheBytes;
-    const double bytes = (0.039 * offsets + (reads_again ? 0.06 * (offsets - 1) : 0)) * row_bytes * t.rows +
-                         0.099 * sectors * 32 * outputs * t.element_size;
+    const double bytes =
+        (0.039 * offsets + (reads_again ? 0.06 * (offsets - 1) : 0)) * row_bytes * t.rows + stores;
     const double latency = (1090 + 1260 * depth) / resident;
-    const auto cube = [](double x) { return x * x * x; };
     const double step = std::cbrt(cube(issue) + cube(tensor) + cube(bytes) + cube(latency));
-    const double begin = 2860 + 530 * depth * kThinChunkSteps * t.all_row_blocks() / t.warps();
     return 6200 + rounds * (resident * steps * step + begin);
   }
 
   void consider(ThinLaunch launch) const {
     launch.pitch = pitch_of(kThinPixels * launch.groups_w, launch.phases_w.stride);
+    const int64_t outputs = line_outputs(launch);
+    launch.columns = static_cast<int>(outputs);
+    launch.stages = launch.walks ? stages_of(launch) : 2;
     const ThinShared shared = thin_shared(launch);
     if (shared.bytes > static_cast<size_t>(device.shared_bytes_per_block)) return;
     launch.shared_bytes = shared.bytes;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
 
-    // Outputs of a line: those over the strip, and past its last pixel those over the halo.
-    const int64_t bases = launch.strips > 1 ? launch.cols + launch.span_w : launch.bases_w;
-    const int64_t outputs = std::min(bases * problem.w.stride, problem.w.output) * launch.images *
-                            (problem.output_channels_last ? launch.couts : 1);
     launch.gather_columns = static_cast<int>(std::min<int64_t>(32 * launch.warps(), round_up(outputs, 32)));
     const double factors = static_cast<double>(launch.cout_tiles) * static_cast<double>(launch.strips) *
                            static_cast<double>(launch.image_tiles) * static_cast<double>(launch.groups);
@@ -130,25 +174,37 @@ struct Search {
     return true;
   }
 
+  // Whether the places that a lane reads in a row can be told in 32 bits.
+  bool has_near_places(const ThinLaunch& launch) const {
+    const ActivationStrides& in = problem.input_stride;
+    return (static_cast<double>(launch.images) * static_cast<double>(in.n) +
+            static_cast<double>(problem.w.input) * static_cast<double>(in.w) +
+            16.0 * static_cast<double>(in.c)) *
+               launch.element_size <
+           2147483648.0;
+  }
+
   void consider_warps(ThinLaunch launch) const {
     const int64_t vector = launch.along_w ? 4 : 1;
-    for (int groups = 1; groups * launch.warps_m <= kThinMaxWarps; ++groups) {
+    const int max_warps =
+        launch.walks ? thin_walk_threads(launch.parts, device.compute_capability) / 32 : kThinMaxWarps;
+    for (int groups = 1; groups * launch.warps_m <= max_warps; ++groups) {
       launch.groups_w = groups;
-      for (int rows = 1; rows * groups * launch.warps_m <= kThinMaxWarps; rows *= 2) {
-        if (rows > 1 && rows >= 2 * launch.grid_h) break;
+      for (int rows = 1; rows * groups * launch.warps_m <= max_warps; rows *= 2) {
+        if (rows > 1 && (launch.walks || rows >= 2 * launch.grid_h)) break;
         launch.rows = rows;
         if (!set_strips(vector, launch)) continue;
         launch.image_tiles = problem.batch;
         const bool fewer_do = groups > 1 && launch.strips == 1 &&
                               problem.w.input - launch.origin_w <= kThinPixels * (groups - 1);
-        if (!fewer_do) consider(launch);
+        if (!fewer_do && (!launch.walks || has_near_places(launch))) consider(launch);
         const int64_t images = std::min(problem.batch, kThinPixels * groups / problem.w.input);
         if (images < 2) continue;
         launch.images = static_cast<int>(images);
         launch.image_tiles = ceil_div(problem.batch, images);
         launch.origin_w = 0;
         launch.cols = static_cast<int>(problem.w.input);
-        consider(launch);
+        if (!launch.walks || has_near_places(launch)) consider(launch);
       }
     }
   }
@@ -191,10 +247,22 @@ struct Search {
         launch.row_blocks = row_blocks;
         launch.warps_m = static_cast<int>(ceil_div(blocks, row_blocks));
         if (launch.warps_m > kThinMaxWarpsM) continue;
-        consider_warps(launch);
+        for (const bool walks : {false, true}) {
+          launch.walks = walks;
+          if (!walks || may_walk(launch)) consider_warps(launch);
+        }
       }
       if (couts * cout_rows <= 16) break;
     }
+  }
+
+  bool may_walk(const ThinLaunch& launch) const {
+    const AxisTaps& taps = launch.taps_h;
+    const int offsets = taps.offsets(0);
+    const auto address = reinterpret_cast<uintptr_t>(problem.input);
+    return taps.sets == 1 && thin_may_walk(launch.parts, launch.row_blocks, offsets) &&
+           taps.span == offsets - 1 && (launch.along_w || launch.along_c) &&
+           address % (launch.along_w ? 4 * launch.element_size : 16) == 0;
   }
 
   // All phases along H in one set where they have the same offsets, by one way to number outputs or the

@@ -1,5 +1,5 @@
 // thin, bfloat16: one product per term, sums in fp32, rounded once.
-#include "convt/device/thin.cuh"
+#include "convt/device/thin_launch.cuh"
 
 namespace convt {
 

@@ -1,6 +1,6 @@
 // thin, float32: operands split into two parts that TF32 has, three products per term,
 // sums in fp32 that take over those of the tensor cores every few products.
-#include "convt/device/thin.cuh"
+#include "convt/device/thin_launch.cuh"
 
 namespace convt {
 

@@ -1,5 +1,5 @@
 // thin, float32: operands rounded to TF32, one product per term, sums in fp32.
-#include "convt/device/thin.cuh"
+#include "convt/device/thin_launch.cuh"
 
 namespace convt {
 

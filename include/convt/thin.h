@@ -24,6 +24,16 @@ constexpr int thin_threads(int parts, int compute_capability) {
   if (parts == 2) return 256;
   return compute_capability == 90 ? 512 : compute_capability < 90 ? 384 : 256;
 }
+// The same of launches that walk, whose products of several points are in registers.
+constexpr int thin_walk_threads(int parts, int compute_capability) {
+  return parts == 1 && compute_capability == 90 ? 384 : 256;
+}
+// Points that are in registers together, where launches walk; split operands leave no registers for the most.
+inline constexpr int kThinFewestOffsets = 2, kThinMostOffsets = 3;
+constexpr bool thin_may_walk(int parts, int row_blocks, int offsets) {
+  return offsets >= kThinFewestOffsets && offsets <= kThinMostOffsets &&
+         (parts == 1 || row_blocks * offsets <= 4);
+}
 // Channel steps that a warp reads at once: 128 bytes of every pixel.
 inline constexpr int kThinChunkSteps = 4;
 
@@ -49,6 +59,10 @@ struct ThinLaunch {
   int chunks = 1;        // over the channels of a group
   bool along_w = false;  // reads 4 neighbours along W at once; else
   bool along_c = false;  // 16 bytes of channels at once; else element by element
+  // Whether a row of the input is read once, for all offsets of the only set, which follow each other; of one
+  // point at a step.
+  bool walks = false;
+  int stages = 2;  // chunks of channels that a warp has in shared memory, where it walks
 
   AxisTaps taps_h;
   int grid_h = 1;  // points along H
@@ -66,6 +80,7 @@ struct ThinLaunch {
   int64_t cout_tiles = 1, strips = 1, segments = 1, image_tiles = 1, groups = 1;
 
   int gather_columns = 1;  // threads side by side along a line of the output
+  int columns = 1;         // of such a line
   int pitch = 1;           // floats from one row of products to the next
   size_t shared_bytes = 0, shared_limit = 0;
 
@@ -80,17 +95,37 @@ struct ThinLaunch {
 //   weight     [offsets of all sets][chunk][step][part][block of 16 rows][lane] 16 bytes: A fragments
 //   products   [2][rows][sets][set_rows][pitch] float
 //   bias       [couts] float
+//
+// and, of launches that walk,
+//
+//   lines      16 bytes, and [columns] 16 bytes: where outputs are gathered from
+//   places     [threads] 16 bytes: the pixels that a thread reads along C
+//   stages     [warp][stages] 4096 bytes: chunks of channels of a warp's pixels
 struct ThinShared {
-  size_t products_offset, bias_offset, bytes;
+  size_t products_offset, bias_offset, lines_offset, places_offset, stages_offset, bytes;
 };
+
+inline constexpr size_t kThinColumnBytes = 16;
+
+// Floats of the products of a step; of launches that walk also a zero at the end.
+inline size_t thin_half_floats(const ThinLaunch& launch) {
+  return static_cast<size_t>(launch.rows) * launch.taps_h.sets * launch.set_rows() * launch.pitch +
+         (launch.walks ? 4 : 0);
+}
 
 inline ThinShared thin_shared(const ThinLaunch& launch) {
   ThinShared s;
   s.products_offset = static_cast<size_t>(launch.taps_h.begin[launch.taps_h.sets]) * launch.chunks *
                       kThinChunkSteps * launch.parts * launch.all_row_blocks() * 512;
-  s.bias_offset = s.products_offset + 2 * static_cast<size_t>(launch.rows) * launch.taps_h.sets *
-                                          launch.set_rows() * launch.pitch * sizeof(float);
+  s.bias_offset = s.products_offset + 2 * thin_half_floats(launch) * sizeof(float);
+  s.lines_offset = (s.bias_offset + static_cast<size_t>(launch.couts) * sizeof(float) + 15) / 16 * 16;
+  s.places_offset = s.stages_offset = s.lines_offset;
   s.bytes = s.bias_offset + static_cast<size_t>(launch.couts) * sizeof(float);
+  if (launch.walks) {
+    s.places_offset += kThinColumnBytes * (1 + static_cast<size_t>(launch.columns));
+    s.stages_offset = s.places_offset + (launch.along_w ? 0 : size_t{512} * launch.warps());
+    s.bytes = s.stages_offset + size_t{4096} * launch.warps() * launch.stages;
+  }
   return s;
 }
 

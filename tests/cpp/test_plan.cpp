@@ -353,7 +353,16 @@ void check_thin(const Problem& p, const convt::ThinLaunch& launch, const DeviceL
   CHECK(launch.groups == p.groups && launch.blocks() <= 2147483647, context);
   CHECK(16 * launch.all_row_blocks() >= launch.set_rows(), context);
   CHECK(launch.set_rows() <= convt::kThinMaxRows && launch.warps_m <= convt::kThinMaxWarpsM, context);
-  CHECK(launch.warps() <= convt::kThinMaxWarps && launch.row_blocks <= convt::kThinMostRowBlocks, context);
+  const int max_warps = launch.walks ? convt::thin_walk_threads(launch.parts, device.compute_capability) / 32
+                                     : convt::kThinMaxWarps;
+  CHECK(launch.warps() <= max_warps && launch.row_blocks <= convt::kThinMostRowBlocks, context);
+  if (launch.walks) {
+    // A row is read for all offsets at once.
+    const int offsets = launch.taps_h.offsets(0);
+    CHECK(launch.taps_h.sets == 1 && launch.taps_h.span == offsets - 1 && launch.rows == 1, context);
+    CHECK(convt::thin_may_walk(launch.parts, launch.row_blocks, offsets), context);
+    CHECK(launch.along_w || launch.along_c, context);
+  }
   const int64_t chunk_channels = convt::kThinChunkSteps * (32 / launch.element_size);
   covers(launch.chunks, chunk_channels, p.cin_per_group);
   const bool splits = p.dtype == DType::kFloat32 && p.float32_precision == convt::Float32Precision::kIeee;
@@ -377,6 +386,9 @@ void check_thin(const Problem& p, const convt::ThinLaunch& launch, const DeviceL
     const int64_t first_input = std::max<int64_t>(0, begin - launch.span_w);
     const int64_t end_input = std::min(end, p.w.input);
     CHECK(begin < end && end <= end_base, context);
+    const int64_t first_output = std::max<int64_t>(begin * p.w.stride - p.w.padding, 0);
+    const int64_t outputs = std::min(end * p.w.stride - p.w.padding, p.w.output) - first_output;
+    CHECK(outputs * launch.images * (p.output_channels_last ? launch.couts : 1) <= launch.columns, context);
     CHECK(first_input >= end_input ||
               (first_input >= first_col && end_input <= first_col + int64_t{launch.cols}),
           context);

@@ -30,12 +30,13 @@ struct Words {
 };
 
 // The channel, counted from the chunk's first, at depth `depth` of step `step`. Read along C, a lane's 16
-// bytes are depths of four steps.
+// bytes are depths of two steps, so that both registers of a fragment lie side by side.
 template <typename T, bool kAlongW>
 __device__ constexpr int channel_of(int step, int depth) {
   if constexpr (kAlongW) return step * kStepChannels<T> + depth;
   const int half = depth / (4 * kPair<T>), member = depth / kPair<T> % 4;
-  return half * (kChunkChannels<T> / 2) + member * 4 * kPair<T> + step * kPair<T> + depth % kPair<T>;
+  return step / 2 * (kChunkChannels<T> / 2) + member * 4 * kPair<T> + step % 2 * 2 * kPair<T> +
+         half * kPair<T> + depth % kPair<T>;
 }
 
 // Registers b[half] of four products at step `step`.
@@ -44,7 +45,7 @@ __device__ inline uint4 fragments_b(const Words<kSteps>& words, int step, int ha
   const unsigned (&w)[8 * kSteps] = words.at;
   if constexpr (!kAlongW) {
     static_assert(kSteps == kChunkSteps);
-    const int at = half * 4 + step;
+    const int at = 2 * step + half;
     return make_uint4(w[at], w[8 + at], w[16 + at], w[24 + at]);
   } else if constexpr (sizeof(T) == 4) {
     const int at = (step * 2 + half) * 4;

@@ -27,6 +27,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "convt/device/activation.cuh"
 #include "convt/device/launch.cuh"
@@ -64,7 +65,7 @@ struct Params {
 
   Divisor<int> cout_tiles, strips, segments, image_tiles;
   Divisor<int> couts;
-  int images, chunks;
+  int images, chunks, stages;
   Divisor<int> cols, groups_w, warps_n;
   int rows, threads;
   Divisor<int> all_row_blocks, weight_shares;
@@ -80,6 +81,12 @@ struct Params {
   // from point to point, and to the other half.
   int pitch, cout_floats, phase_floats, point_floats, half_floats;
   bool along_c, output_channels_last;
+  // Of launches that walk: distances in bytes of products, among them that of the zero behind them, and of
+  // the output.
+  struct {
+    int tap_bytes, phase_bytes, zero_bytes;
+    int64_t line_bytes, cout_bytes;
+  } walk;
   ThinShared shared;
 };
 
@@ -164,8 +171,7 @@ __device__ inline void read_channels(const Params<T>& p, const Pixels<T>& pixels
       const T* const pixel = pixels.at[j] + offset;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int channel =
-            first_channel + channel_of<T, false>(0, half * 4 * kPair<T>) + member * 4 * kPair<T>;
+        const int channel = first_channel + half * (kChunkChannels<T> / 2) + member * 4 * kPair<T>;
         const int to = (j * 2 + half) * 4;
         if (p.along_c) {
           const bool exists = kWhole || channel < p.cin_per_group;
@@ -215,23 +221,30 @@ __device__ inline void keep_products(const Sums<kBlocks>& sums, float* products,
                                      int end_row) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int first = first_row + lane / 4;
-  // Where rows begin 16 banks apart, or in the same, every other row writes its second half first.
-  const bool swap = (pitch & 7) == 0 && (lane / 4 & 1) != 0;
   float* at = products + lane % 4 * 8 + first * pitch;
-  const int first_half = swap ? 4 : 0, second_half = 4 - first_half, step = 8 * pitch;
+  const auto keep = [&](auto may_swap) {
+    // Where rows begin 16 banks apart, or in the same, every other row writes its second half first.
+    const bool swap = decltype(may_swap)::value && (lane / 4 & 1) != 0;
+    const int first_half = swap ? 4 : 0, second_half = 4 - first_half, step = 8 * pitch;
 #pragma unroll
-  for (int i = 0; i < kBlocks; ++i) {
+    for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool exists = first + 16 * i + 8 * half < end_row;
-      const float (&c)[4][4] = sums[i];
-      const int k = 2 * half;
-      const float4 low = make_float4(c[0][k], c[1][k], c[2][k], c[3][k]);
-      const float4 high = make_float4(c[0][k + 1], c[1][k + 1], c[2][k + 1], c[3][k + 1]);
-      if (exists) *reinterpret_cast<float4*>(at + first_half) = swap ? high : low;
-      if (exists) *reinterpret_cast<float4*>(at + second_half) = swap ? low : high;
-      at += step;
+      for (int half = 0; half < 2; ++half) {
+        const bool exists = first + 16 * i + 8 * half < end_row;
+        const float (&c)[4][4] = sums[i];
+        const int k = 2 * half;
+        const float4 low = make_float4(c[0][k], c[1][k], c[2][k], c[3][k]);
+        const float4 high = make_float4(c[0][k + 1], c[1][k + 1], c[2][k + 1], c[3][k + 1]);
+        if (exists) *reinterpret_cast<float4*>(at + first_half) = swap ? high : low;
+        if (exists) *reinterpret_cast<float4*>(at + second_half) = swap ? low : high;
+        at += step;
+      }
     }
+  };
+  if ((pitch & 7) == 0) {
+    keep(std::true_type{});
+  } else {
+    keep(std::false_type{});
   }
 }
 
@@ -562,90 +575,6 @@ __global__ void __launch_bounds__(thin_threads(kParts, kComputeCapability))
     }
     half ^= 1;
     __syncthreads();
-  }
-}
-
-// ---------------------------------------------------------------- launch
-
-template <typename T>
-Params<T> make_params(const Problem& problem, const ThinLaunch& launch) {
-  Params<T> p;
-  set_problem(p, problem);
-  p.weight = static_cast<const T*>(problem.weight);
-  p.weight_stride = problem.weight_stride;
-  p.padding_w = static_cast<int>(problem.w.padding);
-  p.taps_h = launch.taps_h;
-  p.phases_w = launch.phases_w;
-  p.dilation_h = launch.taps_h.dilation;
-  p.set_phases = launch.taps_h.set_size;
-  p.kernel_w = launch.phases_w.kernel;
-  p.cout_tiles = static_cast<int>(launch.cout_tiles);
-  p.strips = static_cast<int>(launch.strips);
-  p.segments = static_cast<int>(launch.segments);
-  p.image_tiles = static_cast<int>(launch.image_tiles);
-  p.couts = launch.couts;
-  p.images = launch.images;
-  p.chunks = launch.chunks;
-  p.cols = launch.cols;
-  p.groups_w = launch.groups_w;
-  p.warps_n = launch.groups_w * launch.rows;
-  p.rows = launch.rows;
-  p.threads = 32 * launch.warps();
-  p.all_row_blocks = launch.all_row_blocks();
-  const int weight_blocks = launch.taps_h.begin[launch.taps_h.sets] * launch.all_row_blocks();
-  p.weight_shares = std::clamp(launch.warps() / std::max(weight_blocks, 1), 1, launch.chunks * kChunkSteps);
-  p.first_base_w = launch.first_base_w;
-  p.end_base_w = launch.first_base_w + launch.bases_w;
-  p.grid_h = launch.grid_h;
-  p.origin_w = launch.origin_w;
-  p.strip_step = launch.strip_step;
-  p.strip_halo = launch.strip_halo;
-  p.segment_rows = launch.segment_rows;
-  p.stride_h = launch.taps_h.stride;
-  p.gather_columns = launch.gather_columns;
-  const int gather_groups = p.threads / launch.gather_columns;
-  // Lines are points and phases along H; where they are fewer than the threads for them, output channels too.
-  const int lines = launch.rows * launch.taps_h.stride;
-  const int parts = problem.output_channels_last ? 1 : std::clamp(gather_groups / lines, 1, launch.couts);
-  p.part_couts = (launch.couts + parts - 1) / parts;
-  p.cout_parts = problem.output_channels_last ? 1 : (launch.couts + p.part_couts - 1) / p.part_couts;
-  p.gather_lines = gather_groups / p.cout_parts;
-  p.most_taps = most_taps(launch.phases_w);
-  p.pitch = launch.pitch;
-  const int set_floats = launch.set_rows() * launch.pitch;
-  const int phase_floats = static_cast<int>(launch.phases_w.kernel) * launch.pitch;
-  p.cout_floats = launch.taps_h.set_size * phase_floats;
-  p.phase_floats = launch.taps_h.sets == 1 ? phase_floats : set_floats;
-  p.point_floats = launch.taps_h.sets * set_floats;
-  p.half_floats = launch.rows * p.point_floats;
-  p.output_channels_last = problem.output_channels_last;
-  p.shared = thin_shared(launch);
-  return p;
-}
-
-template <typename T, int kParts, int kBlocks, bool kAlongW>
-cudaError_t launch_kernel(const Params<T>& p, const ThinLaunch& launch, cudaStream_t stream) {
-  auto* kernel = thin_kernel<T, kParts, kBlocks, kAlongW>;
-  const cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
-  if (error != cudaSuccess) return error;
-  kernel<<<static_cast<unsigned>(launch.blocks()), p.threads, launch.shared_bytes, stream>>>(p);
-  return cudaGetLastError();
-}
-
-// Calls the instantiation for launch.row_blocks.
-template <typename T, int kParts = 1, int kBlocks = 1>
-cudaError_t launch_for(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream) {
-  if constexpr (kBlocks <= kThinMostRowBlocks) {
-    if (launch.row_blocks != kBlocks) return launch_for<T, kParts, kBlocks + 1>(problem, launch, stream);
-    Params<T> p = make_params<T>(problem, launch);
-    // The plan knows sizes and strides; the address may allow less.
-    p.along_c = launch.along_c && is_aligned(p.input, 16);
-    if (launch.along_w && is_aligned(p.input, 4 * sizeof(T))) {
-      return launch_kernel<T, kParts, kBlocks, true>(p, launch, stream);
-    }
-    return launch_kernel<T, kParts, kBlocks, false>(p, launch, stream);
-  } else {
-    return cudaErrorInvalidValue;
   }
 }
 
