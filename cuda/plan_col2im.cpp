@@ -59,7 +59,7 @@ struct Search {
     const double memory =
         2 * (pixels * static_cast<double>(problem.cin()) + static_cast<double>(problem.output_elements())) /
         1280;
-    return 6100 + std::max(1.08 * rounds * (multiply + gather - ahead), memory);
+    return 6100 + std::max(1.16 * rounds * (multiply + gather - ahead), memory);
   }
 
   void consider(Col2imLaunch launch) const {

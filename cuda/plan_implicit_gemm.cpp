@@ -77,9 +77,10 @@ struct Search {
     const bool even = problem.h.kernel == most_taps(t.phases_h) * problem.h.stride &&
                       problem.w.kernel == most_taps(t.phases_w) * problem.w.stride;
     const double shared_weight = parts > 1 && even ? t.cluster_pixels : 1;
-    // What is shared comes from L2 once, but takes as long to arrive; beside the stores of folded phases in
-    // 16 bits it gains nothing.
-    const double two_share = parts > 1 ? 0.5 : size == 4 ? 0.82 : t.fold() == 1 ? 0.87 : 1;
+    // What is shared comes from L2 once, but takes as long to arrive; in 16 bits it gains less where tiles
+    // are small, and nothing beside the stores of folded phases.
+    const double of_16_bits = t.fold() > 1 ? 1 : sizes.pixels == 128 ? 0.92 : 0.87;
+    const double two_share = parts > 1 ? 0.5 : size == 4 ? 0.82 : of_16_bits;
     const double shared_pixels = t.cluster_rows > 1 ? two_share : 1;
     const double loads = static_cast<double>(kImplicitGemmLine * parts) *
                          (sizes.rows / shared_weight + shared_pixels * sizes.pixels);
@@ -112,12 +113,12 @@ struct Search {
       if (problem.h.stride > 1 && row % kSector != 0 && !fits_l2) store = std::max(store, 0.2);
     } else if (!problem.output_channels_last) {
       // Rows of sectors, or ones that L2 can put together; rows that share sectors with their neighbours; and
-      // single elements.
+      // words of two outputs that begin wherever the row does.
       if (problem.w.stride != t.phases_together) {
         store = problem.w.stride > 2 ? 0.35 : !fits_l2 ? 0.25 : size == 2 ? 0.1 : 0.14;
       } else {
         store = row % kSector == 0 || fits_l2 ? 0.058 : 0.058 + 0.24 * std::min(1.0, 2.0 * kSector / row);
-        if (t.store_elements * size < 4) store = std::max(store, 0.3);
+        if (t.store_elements * size < 4) store = std::max(store, 0.14);
       }
       if (!t.flat && !t.blocks && t.cols * t.phases_together * size < kSector) store *= 2;
     }

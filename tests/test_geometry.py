@@ -273,6 +273,45 @@ def test_folded_phases(geometry: Geometry, precision: str, target: Target, monke
     assert len(folds) > 1, folds
 
 
+# Rows of an odd number of outputs, stored in pairs: channels at odd and at even distances, neighbours that ends of
+# rows, tiles, slices and images part, rows of one output, and single phases of three.
+ODD_ROWS = (
+    G("odd_distance", (2, 40, 20, 32), 72, (3, 3), stride=(2, 2)),
+    G("even_distance", (2, 24, 9, 33), 40, (3, 3), stride=(2, 2), output_padding=(1, 0)),
+    G("cropped", (3, 16, 17, 35), 24, (4, 5), stride=(2, 2), padding=(3, 2)),
+    G("small_images", (40, 24, 3, 4), 20, (3, 3), stride=(2, 2)),
+    G("rows_of_3", (3, 24, 9, 2), 20, (3, 3), stride=(2, 2), padding=(1, 1)),
+    G("one_row", (3, 32, 1, 70), 20, (1, 3), stride=(1, 2)),
+    G("groups", (2, 48, 7, 8), 75, (3, 3), stride=(2, 2), groups=3),
+    G("stride_1", (2, 72, 9, 69), 72, (3, 5), padding=(1, 2)),
+    G("stride_1_even_distance", (9, 24, 8, 5), 20, (3, 3), padding=(1, 1)),
+    G("stride_1_flat", (5, 40, 8, 9), 24, (1, 1)),
+    G("stride_1_one_column", (3, 24, 33, 1), 20, (3, 1)),
+    G("stride_2_along_h", (2, 24, 12, 37), 20, (4, 3), stride=(2, 1), padding=(1, 1)),
+    G("stride_3", (2, 24, 7, 9), 20, (3, 5), stride=(1, 3)),
+)
+
+
+@pytest.mark.parametrize("geometry", ODD_ROWS, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@on_kernel("implicit_gemm")
+def test_odd_rows(geometry: Geometry, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every launch, without and with an activation, which gives the same bits again."""
+    dtype, together = TENSOR_CORE_PRECISIONS[precision], set()
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    for line in launches(monkeypatch, target.kernel, range(100), x, w, b, **geometry.arguments):
+        assert " stores=1 " in line, line
+        together.add(line.split(" phases=")[1].split()[0].split("x")[1])
+        poison(geometry.output, dtype, target.device)
+        out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+        assert_accurate(out, x, w, b, line, known, **geometry.arguments)
+        poison(geometry.output, dtype, target.device)
+        active = convt_ext.conv_transpose2d_act(x, w, b, **geometry.arguments, activation="relu")
+        assert torch.equal(active, torch.relu(out)), line
+    assert together == ({"1", "2"} if geometry.stride[1] == 2 else {"1"}), together
+
+
 # Input images of one pixel: taps in the order of the outputs, taps that padding crops or dilation spreads, outputs
 # without a tap, several tiles of images and of columns, chunks of channels that fill the ring and that wrap around.
 ONE_PIXEL = (

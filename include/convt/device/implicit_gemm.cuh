@@ -731,6 +731,78 @@ __device__ inline void copy_rows(unsigned lines, const int64_t* places, T* outpu
   }
 }
 
+// The same of 16-bit outputs whose rows begin at any element: words wherever two outputs lie side by side. A
+// lane takes two successive outputs of a line: both phases of a place, or two places. Where the first one
+// lies at a multiple of 4 bytes they are a word; else the second one is a word with the next lane's first.
+// Outputs without such a neighbour, at ends of rows and of the slice, are stored by themselves.
+template <int kPhases, typename T>
+__device__ inline void copy_pairs(unsigned lines, const int64_t* places, T* output, int64_t stride,
+                                  int couts) {
+  static_assert(sizeof(T) == 2 && (kPhases == 1 || kPhases == 2));
+  constexpr int kPlaces = 2 / kPhases;  // of a lane
+  constexpr unsigned kPitch = static_cast<unsigned>(kImplicitGemmOutputPitch), kAll = ~0u;
+  const int lane = afresh(static_cast<int>(threadIdx.x)) % 32;
+  const int64_t place = places[lane * kPlaces], first = place & ~kLastPhaseMissing;
+  const int64_t next = places[min(lane + 1, 31) * kPlaces] & ~kLastPhaseMissing;  // of lane 31, its own
+  const int64_t second = kPhases == 1 ? places[2 * lane + 1] : first + 1;
+  const bool exists = place != kNowhere;
+  const bool whole = kPhases == 1 ? exists && second == first + 1 : (place & kLastPhaseMissing) == 0;
+  const bool follows = whole && next == first + 2;  // the next lane's first one
+  const bool preceded = (__ballot_sync(kAll, follows) & 1u << lane >> 1) != 0;
+
+  // In rows where the first output lies at a multiple of 4 bytes, and in others: whether there is a word, and
+  // whether one of the lane's outputs is single, as numbers of rows; where the word lies, seen from the first
+  // output. The single one lies before that. (Chosen among numbers: predicates are few.)
+  const int even_words = afresh(whole ? couts : 0), odd_words = afresh(follows ? couts : 0);
+  const int even_singles = afresh(exists && !whole ? couts : 0);
+  const int odd_singles = afresh((preceded ? whole && !follows : exists) ? couts : 0);
+  const int even_offset = afresh(whole ? 0 : 1), odd_offset = afresh(preceded && !follows ? 2 : 1);
+  const auto is_odd = [](T* at) { return (static_cast<unsigned>(reinterpret_cast<size_t>(at)) & 2) != 0; };
+  // Every second row lies alike.
+  T* to = output + first;
+  int words[2], singles[2], offset[2];
+  unsigned selector[2], shift[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool odd = is_odd(to + i * stride);
+    words[i] = odd ? odd_words : even_words;
+    singles[i] = odd ? odd_singles : even_singles;
+    offset[i] = odd ? odd_offset : even_offset;
+    selector[i] = odd ? 0x5432 : 0x3210;
+    shift[i] = offset[i] == 2 ? 16 : 0;
+  }
+  const int64_t steps[2] = {stride + (offset[1] - offset[0]), stride - (offset[1] - offset[0])};
+  const unsigned from = lines + lane * 4;
+  to += offset[0];
+#pragma unroll 1
+  for (int row = 0; row < 16; row += kPiecesAtOnce) {
+    unsigned own[kPiecesAtOnce], others[kPiecesAtOnce];
+#pragma unroll
+    for (int i = 0; i < kPiecesAtOnce; ++i) {
+      own[i] = load_word(from + (row + i) * kPitch);
+      others[i] = load_word(from + (row + i) * kPitch + 4);  // of lane 31, what lies between lines
+    }
+#pragma unroll
+    for (int i = 0; i < kPiecesAtOnce; ++i) {
+      const Piece<4> word = {{__byte_perm(own[i], others[i], selector[i % 2])}};
+      const Piece<2> single = {{own[i] >> shift[i % 2]}};
+      if (row + i < words[i % 2]) word.store(to);
+      if (row + i < singles[i % 2]) single.store(to - 1);
+      to += steps[i % 2];
+    }
+  }
+  // In few slices both outputs of a lane are single, or its two places no neighbours.
+  const bool apart = kPhases == 1 && second != kNowhere && !whole, alone = whole && !follows && !preceded;
+  if (!__any_sync(kAll, apart || alone)) return;
+  to = output + second;
+#pragma unroll 1
+  for (int row = 0; row < min(couts, 16); ++row) {
+    const auto single = Piece<2>::load(from + row * kPitch + 2);
+    if (apart || (alone && !is_odd(to))) single.store(to);
+    to += stride;
+  }
+}
+
 // Where a warpgroup's outputs of a work go, from its first row on.
 template <typename T>
 struct Destination {
@@ -792,9 +864,15 @@ __device__ inline void copy_slice(const Params<T>& p, unsigned lines, int slice,
       activate_lines<32>(p, own, kImplicitGemmOutputBytes / 4, static_cast<int>(threadIdx.x) % 32);
       __syncwarp();
     }
+    T* const output = to.output + row * p.output_stride.c;
     with_width_from<kSize>(p.store_elements * kSize, [&](auto width) {
-      copy_rows<decltype(width)::value, kPhases>(own, places, to.output + row * p.output_stride.c,
-                                                 p.output_stride.c, to.couts - row);
+      constexpr int kBytes = decltype(width)::value;
+      if constexpr (kBytes == 2) {
+        if (kPhases == 2 || p.phases_w.stride == 1)
+          return copy_pairs<kPhases>(own, places, output, p.output_stride.c, to.couts - row);
+      }
+      if constexpr (kBytes > 2 || kPhases == 1)
+        copy_rows<kBytes, kPhases>(own, places, output, p.output_stride.c, to.couts - row);
     });
   } else {
     if (!p.activation.is_identity()) {
