@@ -135,7 +135,7 @@ struct Search {
   void consider(ThinLaunch launch) const {
     launch.pitch = pitch_of(kThinPixels * launch.groups_w, launch.phases_w.stride);
     const int64_t outputs = line_outputs(launch);
-    launch.columns = static_cast<int>(outputs);
+    launch.columns = static_cast<int>(std::min(outputs, kMaxCoordinate));  // more do not fit anyway
     launch.stages = launch.walks ? stages_of(launch) : 2;
     const ThinShared shared = thin_shared(launch);
     if (shared.bytes > static_cast<size_t>(device.shared_bytes_per_block)) return;

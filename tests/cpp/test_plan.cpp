@@ -388,7 +388,8 @@ void check_thin(const Problem& p, const convt::ThinLaunch& launch, const DeviceL
     CHECK(begin < end && end <= end_base, context);
     const int64_t first_output = std::max<int64_t>(begin * p.w.stride - p.w.padding, 0);
     const int64_t outputs = std::min(end * p.w.stride - p.w.padding, p.w.output) - first_output;
-    CHECK(outputs * launch.images * (p.output_channels_last ? launch.couts : 1) <= launch.columns, context);
+    const int64_t gathered = outputs * launch.images * (p.output_channels_last ? launch.couts : 1);
+    CHECK(!launch.walks || gathered <= launch.columns, context);
     CHECK(first_input >= end_input ||
               (first_input >= first_col && end_input <= first_col + int64_t{launch.cols}),
           context);
@@ -918,6 +919,15 @@ void test_forced_kernels() {
       refused = std::string(error.what()).rfind(std::string("CONVT_KERNEL=") + bad, 0) == 0;
     }
     CHECK(refused, bad);
+  }
+  // A line of 2^32 + 24 outputs: no launch of thin may take it for one of 24.
+  const Problem wide = make_problem(DType::kFloat16, 1, 8, 8, make_axis(4, 2, 1),
+                                    make_axis(4, 2, 1, 0, 0, 536870911), 1, true);
+  try {
+    for (int rank = 0;; ++rank)
+      check_plan(wide, kH100, ("thin:" + std::to_string(rank)).c_str(), describe(wide));
+  } catch (const std::invalid_argument& error) {  // no launch of that rank
+    CHECK(std::string(error.what()).find("launches of thin") != std::string::npos, error.what());
   }
   // Narrow and high: few columns, and many rows of them in a tile.
   const Problem tall =

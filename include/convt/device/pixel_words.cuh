@@ -2,7 +2,7 @@
 // memory in between: the loader and the multiplication of thin and scatter_gemm.
 //
 // A warp has 16 * kBlocks rows x 32 pixels. 4 neighbours along W of NCHW are column `group` of four products,
-// so that a lane's sums are those of 8 neighbours; 16 bytes of channels of NHWC are depths of four steps. A
+// so that a lane's sums are those of 8 neighbours; 16 bytes of channels of NHWC are depths of two steps. A
 // fragments lie in shared memory.
 #pragma once
 

@@ -15,7 +15,7 @@
 //
 //   Multiply  a warp has 16 * kBlocks rows x 32 pixels of one input row. B fragments come from global memory
 //             without shared memory in between: 4 neighbours along W of NCHW are column `group` of four
-//             products, 16 bytes of channels of NHWC are depths of four steps. A fragments lie in shared
+//             products, 16 bytes of channels of NHWC are depths of two steps. A fragments lie in shared
 //             memory, put there once by the thread block from the weight as it is: nothing is packed before.
 //   Gather    the products of a step lie in shared memory. Threads take output columns, add the products of
 //             their taps in a fixed order and write whole lines of the output, all phases.
