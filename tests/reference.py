@@ -269,6 +269,18 @@ def embed(x: Tensor, view: Callable[[Tensor], Tensor], shape: list[int]) -> Tens
     return out
 
 
+def with_gaps(x: Tensor, vector: int) -> Tensor:
+    """A window of larger images, whose distances are multiples of `vector` elements."""
+    n, c, h, w = x.shape
+    width = (w + vector - 1) // vector * vector + 2 * vector
+    return embed(x, lambda s: s[:, :c, 1 : 1 + h, vector : vector + w], [n, c + 1, h + 2, width])
+
+
+def off_by_one(x: Tensor) -> Tensor:
+    """Dense as x is, from the second element of its storage on."""
+    return embed(x, lambda s: s.as_strided(x.shape, x.stride(), 1), [x.numel() + 1])
+
+
 def every_second(b: Tensor | None) -> Tensor | None:
     """The bias as a view with stride 2."""
     return None if b is None else embed(b, lambda s: s[::2], [2 * b.numel()])

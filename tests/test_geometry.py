@@ -17,6 +17,7 @@ from reference import (
     embed,
     every_second,
     launches,
+    off_by_one,
     on_kernel,
     on_tensor_cores,
     poison,
@@ -345,11 +346,6 @@ def _every_second_channel(x: Tensor) -> Tensor:
     return embed(x, lambda s: s[..., ::2, :, :], [*x.shape[:-3], 2 * c, h, w])
 
 
-def _off_by_one(x: Tensor) -> Tensor:
-    """Dense, from the second element of its storage on."""
-    return embed(x, lambda s: s[1:].view(x.shape), [x.numel() + 1])
-
-
 def _some_channels(x: Tensor) -> Tensor:
     """The middle of more channels: images lie further apart than they are long."""
     c, h, w = x.shape[-3:]
@@ -365,7 +361,7 @@ ONE_PIXEL_LAYOUTS = (
 )
 _LAID = LAYOUTS | {
     "every_second_channel": _every_second_channel,
-    "off_by_one": _off_by_one,
+    "off_by_one": off_by_one,
     "some_channels": _some_channels,
 }
 

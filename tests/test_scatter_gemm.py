@@ -9,13 +9,13 @@ from reference import (
     TENSOR_CORE_PRECISIONS,
     Geometry,
     assert_accurate,
-    embed,
     every_second,
     launches,
     poison,
     random_tensor,
     reference,
     tf32_allowed,
+    with_gaps,
 )
 from torch import Tensor
 
@@ -47,12 +47,6 @@ GEOMETRIES = (
 pytestmark = [*NEEDS_CUDA]
 
 
-def with_gaps(x: Tensor) -> Tensor:
-    """A window of larger images, whose distances are multiples of four; the rest is NaN."""
-    n, c, h, w = x.shape
-    return embed(x, lambda s: s[:, :c, 1 : 1 + h, 4 : 4 + w], [n, c + 1, h + 2, w + 8])
-
-
 def check_launches(
     geometry: Geometry, precision: str, images: Tensor, w: Tensor, b: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> int:
@@ -81,7 +75,7 @@ def test_layouts(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyP
     """Input with gaps between rows, weight with its output channels side by side, bias with gaps."""
     x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], "cuda")
     w = w.contiguous(memory_format=torch.channels_last)
-    assert check_launches(geometry, precision, with_gaps(x), w, every_second(b), monkeypatch) > 0
+    assert check_launches(geometry, precision, with_gaps(x, vector=4), w, every_second(b), monkeypatch) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])

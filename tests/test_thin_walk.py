@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from reference import (
     TENSOR_CORE_PRECISIONS,
     Geometry,
     assert_accurate,
-    embed,
     launches,
+    off_by_one,
     poison,
     reference,
     tf32_allowed,
+    with_gaps,
 )
 from torch import Tensor
 
@@ -49,13 +51,11 @@ geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry
 precisions = pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
 
 
-def with_gaps(x: Tensor) -> Tensor:
-    """A window of larger images, whose distances are multiples of eight; the rest is NaN."""
-    n, c, h, w = x.shape
-    return embed(x, lambda s: s[:, :c, 1 : 1 + h, 8 : 8 + w], [n, c + 1, h + 2, (w + 23) // 8 * 8])
-
-
-LAID = {"contiguous": LAYOUTS["contiguous"], "channels_last": LAYOUTS["channels_last"], "with_gaps": with_gaps}
+LAID = {
+    "contiguous": LAYOUTS["contiguous"],
+    "channels_last": LAYOUTS["channels_last"],
+    "with_gaps": partial(with_gaps, vector=8),
+}
 layouts = pytest.mark.parametrize("layout", LAID)
 
 
@@ -141,9 +141,7 @@ def test_addresses_that_are_not_aligned(precision: str, layout: str, monkeypatch
     """Copies are as wide as the plan says: no launch walks where the first address does not allow it."""
     geometry = GEOMETRIES[2]
     x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], "cuda")
-    laid = LAYOUTS[layout](x)
-    moved = torch.empty(laid.numel() + 1, dtype=x.dtype, device="cuda")[1:].as_strided(laid.shape, laid.stride())
-    moved.copy_(laid)
+    moved = off_by_one(LAYOUTS[layout](x))
     with tf32_allowed(precision == "tf32"):
         for line in launches(monkeypatch, KERNEL, range(30), moved, w, b, **geometry.arguments):
             assert " walks=0 " in line
