@@ -10,7 +10,20 @@
 
 namespace convt {
 
-// Sets what a kernel's parameters take over from the problem; its coordinates are known to fit in 32 bits.
+// What a kernel's parameters take over from the problem, but for the weight, which each reads in its own way.
+template <typename T>
+struct ProblemParams {
+  const T* input;
+  const T* bias;
+  T* output;
+  ActivationStrides input_stride, output_stride;
+  int64_t bias_stride;
+  ActivationParams<float> activation;
+  int batch, cin_per_group, cout_per_group;
+  int input_h, input_w, output_h, output_w;
+};
+
+// Sets it; coordinates are known to fit in 32 bits.
 template <typename T, template <typename> typename Params>
 void set_problem(Params<T>& p, const Problem& problem) {
   p.input = static_cast<const T*>(problem.input);

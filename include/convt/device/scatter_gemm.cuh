@@ -26,6 +26,7 @@
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
+#include "convt/device/output_slice.cuh"
 #include "convt/device/pixel_words.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/divisor.h"
@@ -35,24 +36,16 @@
 namespace convt {
 namespace scatter_gemm {
 
-using namespace pixel_words;  // NOLINT: its other user has the same names
+using namespace output_slice;  // NOLINT: its other user has the same names
+using namespace pixel_words;   // NOLINT: its other user has the same names
 static_assert(kPixels == kScatterPixels);
 
 inline constexpr int kMostThreads = 32 * kScatterMaxWarps;
-inline constexpr int kPiece = 16;  // bytes that are copied at once
 
 template <typename T>
-struct Params {
-  const T* input;
+struct Params : ProblemParams<T> {
   const T* weight;
-  const T* bias;
-  T* output;
-  ActivationStrides input_stride, output_stride;
   WeightStrides weight_stride;
-  int64_t bias_stride;
-  ActivationParams<float> activation;
-  int batch, cin_per_group, cout_per_group;
-  int input_h, input_w, output_h, output_w;
   int padding_h, padding_w, stride_h, stride_w, kernel_h, kernel_w, dilation_w;
   Divisor<int> dilation_h, columns;  // of the filter
   Divisor<int> cout_tiles, groups;   // of thread blocks, innermost first; then shares
@@ -187,41 +180,6 @@ __device__ inline void multiply(Words<kSteps>& words, bool ordinary, const Fragm
 
 // ---------------------------------------------------------------- scatter
 
-__device__ inline void store_shared(unsigned address, unsigned short value) {
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
-}
-__device__ inline void store_shared(unsigned address, unsigned value) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
-// Stores kBytes of `words` from shared address `to` on, in stores of kWidth bytes.
-template <int kWidth, int kBytes>
-__device__ inline void store_words(unsigned to, const unsigned (&words)[kBytes / 4]) {
-#pragma unroll
-  for (int i = 0; i < kBytes / 4; i += kWidth / 4) {
-    if constexpr (kWidth == 16) {
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 4 * i), "r"(words[i]),
-                   "r"(words[i + 1]), "r"(words[i + 2]), "r"(words[i + 3])
-                   : "memory");
-    } else if constexpr (kWidth == 8) {
-      asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to + 4 * i), "r"(words[i]), "r"(words[i + 1])
-                   : "memory");
-    } else {
-      store_shared(to + 4 * i, words[i]);
-    }
-  }
-}
-
-// Four bytes of an output, rounded.
-template <typename T>
-__device__ inline unsigned repeated(float value) {
-  if constexpr (sizeof(T) == 4) {
-    return __float_as_uint(value);
-  } else {
-    return pack_pair<T>(value, value);
-  }
-}
-
 // Stores the four sums `half`, pixels side by side, of one output channel `step` bytes apart.
 template <typename T>
 __device__ inline void scatter_four(unsigned to, unsigned step, float bias, const float (&sums)[4][4],
@@ -259,52 +217,16 @@ __device__ inline void scatter_pairs(unsigned to, int width, float bias, const S
 
 // ---------------------------------------------------------------- copy
 
-// What a slice holds of its rows: bytes from the place of the team's first pixel on.
-struct Extent {
-  int begin, end;
-};
-
-template <typename T>
-__device__ inline void copy_element(unsigned char* to, unsigned from, int at, int end) {
-  if (at >= end) return;
-  if constexpr (sizeof(T) == 4) {
-    unsigned x;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from + at) : "memory");
-    *reinterpret_cast<unsigned*>(to + at) = x;
-  } else {
-    unsigned short x;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from + at) : "memory");
-    *reinterpret_cast<unsigned short*>(to + at) = x;
-  }
-}
-
-// Copies this warp's rows of a slice, eight lanes each: whole pieces, then what is left over at both ends.
+// Copies this warp's rows of a slice, eight lanes each.
 template <typename T>
 __device__ inline void copy_rows(const Params<T>& p, const Team& team, unsigned slot, T* output, int couts,
                                  const Extent& extent) {
-  constexpr int kLanes = 8, kRows = 32 / kLanes, kSize = sizeof(T);
-  static_assert(kLanes * kSize >= kPiece);
+  constexpr int kRows = 32 / kLineLanes;
   const int lane = team.lane();
-  for (int row = team.warp * kRows + lane / kLanes; row < min(couts, kScatterCouts);
+  for (int row = team.warp * kRows + lane / kLineLanes; row < min(couts, kScatterCouts);
        row += team.warps * kRows) {
-    unsigned char* const to = reinterpret_cast<unsigned char*>(output + row * p.output_stride.c);
-    const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(to) % kPiece);
-    const unsigned from = slot + static_cast<unsigned>(row * p.pitch + shift);
-    // Without a whole piece, everything is left over at the end.
-    const int end = max((shift + extent.end) / kPiece * kPiece - shift, extent.begin);
-    const int begin = min((shift + extent.begin + kPiece - 1) / kPiece * kPiece - shift, end);
-    if constexpr (kHasBulkCopies) {
-      if (lane % kLanes == 0 && begin < end) copy_bulk(to + begin, from + begin, end - begin);
-    } else {
-      // Whole lines of memory at a time: parts of sectors cost as much as sectors.
-      const int line = static_cast<int>(reinterpret_cast<uintptr_t>(to + begin) % (kLanes * kPiece));
-#pragma unroll 4
-      for (int at = begin - line + lane % kLanes * kPiece; at < end; at += kLanes * kPiece) {
-        if (at >= begin) *reinterpret_cast<uint4*>(to + at) = load_words(from + at);
-      }
-    }
-    copy_element<T>(to, from, extent.begin + lane % kLanes * kSize, begin);
-    copy_element<T>(to, from, end + lane % kLanes * kSize, extent.end);
+    copy_row(output + row * p.output_stride.c, slot + static_cast<unsigned>(row * p.pitch), extent,
+             lane % kLineLanes, kLineLanes);
   }
   commit_bulk_copies();
 }
@@ -398,7 +320,7 @@ __global__ void __launch_bounds__(kMostThreads, min_blocks(kParts, kSteps))
           for (int half = 0; half < 2; ++half) {
             const T* const row_begin = output + (own + 8 * half) * p.output_stride.c;
             to[half] = at + static_cast<unsigned>((own + 8 * half) * p.pitch) +
-                       static_cast<unsigned>(reinterpret_cast<uintptr_t>(row_begin) % kPiece) +
+                       static_cast<unsigned>(shift_of(row_begin)) +
                        static_cast<unsigned>(col * p.stride_w * kSize);
           }
           const float bias[2] = {biases[of_block + own], biases[of_block + own + 8]};
