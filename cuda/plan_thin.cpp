@@ -132,7 +132,18 @@ struct Search {
     return 6200 + rounds * (resident * steps * step + begin);
   }
 
+  // Whether the places that a lane reads in a row can be told in 32 bits.
+  bool has_near_places(const ThinLaunch& launch) const {
+    const ActivationStrides& in = problem.input_stride;
+    return (static_cast<double>(launch.images) * static_cast<double>(in.n) +
+            static_cast<double>(problem.w.input) * static_cast<double>(in.w) +
+            16.0 * static_cast<double>(in.c)) *
+               launch.element_size <
+           2147483648.0;
+  }
+
   void consider(ThinLaunch launch) const {
+    if (launch.walks && !has_near_places(launch)) return;
     launch.pitch = pitch_of(kThinPixels * launch.groups_w, launch.phases_w.stride);
     const int64_t outputs = line_outputs(launch);
     launch.columns = static_cast<int>(std::min(outputs, kMaxCoordinate));  // more do not fit anyway
@@ -174,16 +185,6 @@ struct Search {
     return true;
   }
 
-  // Whether the places that a lane reads in a row can be told in 32 bits.
-  bool has_near_places(const ThinLaunch& launch) const {
-    const ActivationStrides& in = problem.input_stride;
-    return (static_cast<double>(launch.images) * static_cast<double>(in.n) +
-            static_cast<double>(problem.w.input) * static_cast<double>(in.w) +
-            16.0 * static_cast<double>(in.c)) *
-               launch.element_size <
-           2147483648.0;
-  }
-
   void consider_warps(ThinLaunch launch) const {
     const int64_t vector = launch.along_w ? 4 : 1;
     const int max_warps =
@@ -197,14 +198,14 @@ struct Search {
         launch.image_tiles = problem.batch;
         const bool fewer_do = groups > 1 && launch.strips == 1 &&
                               problem.w.input - launch.origin_w <= kThinPixels * (groups - 1);
-        if (!fewer_do && (!launch.walks || has_near_places(launch))) consider(launch);
+        if (!fewer_do) consider(launch);
         const int64_t images = std::min(problem.batch, kThinPixels * groups / problem.w.input);
         if (images < 2) continue;
         launch.images = static_cast<int>(images);
         launch.image_tiles = ceil_div(problem.batch, images);
         launch.origin_w = 0;
         launch.cols = static_cast<int>(problem.w.input);
-        if (!launch.walks || has_near_places(launch)) consider(launch);
+        consider(launch);
       }
     }
   }

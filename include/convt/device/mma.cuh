@@ -49,6 +49,12 @@ __device__ inline unsigned transpose_matrix(unsigned x) {
   return y;
 }
 
+__device__ inline unsigned load_word(unsigned address) {
+  unsigned word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+
 // Reads 16 bytes of shared memory.
 __device__ inline uint4 load_words(unsigned address) {
   uint4 a;

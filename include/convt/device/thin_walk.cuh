@@ -225,11 +225,7 @@ struct Lines {
   LineColumn columns[1];  // of `count`
 };
 
-__device__ inline float load_float(unsigned address) {
-  float x;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
-  return x;
-}
+__device__ inline float load_float(unsigned address) { return __uint_as_float(load_word(address)); }
 
 // Writes the outputs of a point. Columns have at most kTaps taps along W or, where that is 0, any number and
 // perhaps an activation. Addresses are of shared memory.

@@ -162,12 +162,6 @@ __device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, u
 #undef CONVT_REGISTERS_1
 #undef CONVT_REGISTERS_0
 
-__device__ inline unsigned load_word(unsigned address) {
-  unsigned word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
-  return word;
-}
-
 // Writes four 8 x 8 matrices of 16-bit elements, transposed; lane i passes the address for column i % 8 of
 // matrix i / 8, and of each matrix the elements that the C fragment has.
 __device__ inline void store_transposed(unsigned address, unsigned x0, unsigned x1, unsigned x2,
