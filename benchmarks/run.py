@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--cases kb57,kb75] [--precisions ieee,tf32,fp16,bf16] [--layouts nchw,nhwc]
                              [--kernels auto,generic,depthwise,thin,tile_simt,tile_mma,tile_wgmma,col2im,
-                              implicit_gemm,pixel_gemm,scatter_gemm]
+                              implicit_gemm,pixel_gemm,scatter_gemm,phase_gemm]
                              [--output DIR] [--source-hash H] [--merge] [--quick]
 
 For each case, precision and layout the errors of both libraries against float64, and the check that all of the output
@@ -55,6 +55,7 @@ KERNELS = (
     "implicit_gemm",
     "pixel_gemm",
     "scatter_gemm",
+    "phase_gemm",
 )
 QUICK_BUDGET_MS = 10.0
 

@@ -33,7 +33,7 @@ from benchmarks.report import check_same_source, geometric_mean, partial_remark,
 from benchmarks.roofline import DTYPES
 from benchmarks.run import PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
 
-KERNELS = ("thin", "tile_mma", "tile_wgmma", "col2im", "implicit_gemm", "pixel_gemm", "scatter_gemm")
+KERNELS = ("thin", "tile_mma", "tile_wgmma", "col2im", "implicit_gemm", "pixel_gemm", "scatter_gemm", "phase_gemm")
 SWEPT = ("ieee", "tf32", "fp16")  # precisions, unless others are asked for: bfloat16 runs the launches of float16
 
 

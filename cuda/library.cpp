@@ -642,6 +642,8 @@ constexpr TensorCorePaths kPixelGemmPaths = {launch_pixel_gemm_fp16, launch_pixe
                                              launch_pixel_gemm_tf32, launch_pixel_gemm_ieee};
 constexpr TensorCorePaths kScatterGemmPaths = {launch_scatter_gemm_fp16, launch_scatter_gemm_bf16,
                                                launch_scatter_gemm_tf32, launch_scatter_gemm_ieee};
+constexpr TensorCorePaths kPhaseGemmPaths = {launch_phase_gemm_fp16, launch_phase_gemm_bf16,
+                                             launch_phase_gemm_tf32, launch_phase_gemm_ieee};
 
 // Packs the weight, then multiplies.
 template <typename Launch, typename Launcher>
@@ -692,6 +694,8 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
       return kPixelGemmPaths.of(problem)(problem, plan.pixel_gemm, stream);
     case Kernel::kScatterGemm:
       return kScatterGemmPaths.of(problem)(problem, plan.scatter_gemm, stream);
+    case Kernel::kPhaseGemm:
+      return kPhaseGemmPaths.of(problem)(problem, plan.phase_gemm, stream);
   }
   return cudaErrorInvalidValue;
 }

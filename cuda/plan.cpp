@@ -31,9 +31,6 @@ const char* tile_simt_obstacle(const Problem& p) {
   return nullptr;
 }
 
-// Phases of an axis that have any taps: the residues k * d mod s repeat with period s / g.
-int phases_reached(const AxisPhases<int>& axis) { return std::min<int>(axis.kernel, axis.tap_step); }
-
 struct TileSimtSearch {
   const Problem& problem;
   const DeviceLimits& device;
@@ -276,6 +273,12 @@ bool suits_thin(const Problem& p) {
 // channels of a group are no obstacle.
 bool suits_pixel_gemm(const Problem& p) { return fills_channel_step(p) && p.h.input == 1 && p.w.input == 1; }
 
+// Where phase_gemm may be the best kernel: a group whose products take less than its output does.
+bool suits_phase_gemm(const Problem& p) {
+  constexpr int64_t kMostChannels = 32;
+  return p.cin_per_group <= kMostChannels && p.cout_per_group <= kMostChannels;
+}
+
 // Whether `depthwise` does better than the tiles: a group sums too few products for an output to fill them,
 // and multiplies an input by too few weights for a register tile of output channels to pay.
 bool suits_depthwise(const Problem& p) {
@@ -326,6 +329,8 @@ const char* kernel_name(Kernel kernel) {
       return "pixel_gemm";
     case Kernel::kScatterGemm:
       return "scatter_gemm";
+    case Kernel::kPhaseGemm:
+      return "phase_gemm";
   }
   return "unknown";
 }
@@ -337,18 +342,18 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) ||
                              forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im) ||
                              forces(Kernel::kImplicitGemm) || forces(Kernel::kPixelGemm) ||
-                             forces(Kernel::kScatterGemm);
+                             forces(Kernel::kScatterGemm) || forces(Kernel::kPhaseGemm);
   if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
       !forces(Kernel::kTileSimt) && !tensor_kernel) {
     throw std::invalid_argument(
         "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
-        "implicit_gemm, pixel_gemm or scatter_gemm, got " +
+        "implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got " +
         name);
   }
   if (wanted.text != name && !tensor_kernel) {
     throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
-                                ": only thin, tile_mma, tile_wgmma, col2im, implicit_gemm, pixel_gemm "
-                                "and scatter_gemm number their launches");
+                                ": only thin, tile_mma, tile_wgmma, col2im, implicit_gemm, pixel_gemm, "
+                                "scatter_gemm and phase_gemm number their launches");
   }
 
   Plan plan;
@@ -380,6 +385,8 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   consider(Kernel::kPixelGemm, precise && suits_pixel_gemm(problem), pixel_gemm_obstacle, visit_pixel_gemm,
            &plan.pixel_gemm);
   consider(Kernel::kScatterGemm, tiles, scatter_gemm_obstacle, visit_scatter_gemm, &plan.scatter_gemm);
+  consider(Kernel::kPhaseGemm, tiles && suits_phase_gemm(problem), phase_gemm_obstacle, visit_phase_gemm,
+           &plan.phase_gemm);
   if (plan.kernel != Kernel::kNone) return plan;
   if (forces(Kernel::kDepthwise) || (name.empty() && suits_depthwise(problem))) {
     obstacle = depthwise_obstacle(problem, device);
@@ -527,6 +534,13 @@ std::string describe(const Plan& plan) {
          << t.cout_tiles << " steps=" << t.steps << " pairs=" << t.pairs << " fills=" << t.fills
          << " items=" << t.items << " shared=" << t.shared_bytes << " blocks=" << t.blocks()
          << describe_precision(t);
+  }
+  if (plan.kernel == Kernel::kPhaseGemm) {
+    const PhaseGemmLaunch& t = plan.phase_gemm;
+    line << " places=" << t.rows << "x" << t.cols << " items=" << t.items << " groups=" << t.groups
+         << " couts=" << t.channels << "x" << t.cout_tiles << " steps=" << t.steps
+         << " load=" << t.load_bytes() << " fills=" << t.fills << " shared=" << t.shared_bytes
+         << " blocks=" << t.blocks_of_grid() << describe_precision(t);
   }
   if (plan.kernel == Kernel::kPixelGemm) {
     const PixelGemmLaunch& t = plan.pixel_gemm;

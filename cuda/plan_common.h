@@ -34,6 +34,9 @@ inline AxisPhases<int> narrow_phases(const Axis& axis) {
                                static_cast<int>(axis.kernel));
 }
 
+// Phases of an axis that have any taps: the residues k * d mod s repeat with period s / g.
+inline int phases_reached(const AxisPhases<int>& axis) { return std::min<int>(axis.kernel, axis.tap_step); }
+
 // The bases (convt/phases.h) that have outputs, of an axis whose coordinates fit in 32 bits.
 struct Bases {
   int first, count;
@@ -122,6 +125,11 @@ void visit_pixel_gemm(const Problem& problem, const DeviceLimits& device, const 
 const char* scatter_gemm_obstacle(const Problem& problem, const DeviceLimits& device);
 using ScatterVisitor = std::function<void(const ScatterLaunch&, double)>;
 void visit_scatter_gemm(const Problem& problem, const DeviceLimits& device, const ScatterVisitor& visit);
+
+// The same of `phase_gemm`.
+const char* phase_gemm_obstacle(const Problem& problem, const DeviceLimits& device);
+using PhaseGemmVisitor = std::function<void(const PhaseGemmLaunch&, double)>;
+void visit_phase_gemm(const Problem& problem, const DeviceLimits& device, const PhaseGemmVisitor& visit);
 
 // Why `depthwise` cannot compute a problem, or null; and its launch where it can.
 const char* depthwise_obstacle(const Problem& problem, const DeviceLimits& device);

@@ -29,10 +29,11 @@ KERNEL_DTYPES = {
     "implicit_gemm": (torch.float16, torch.bfloat16, torch.float32),
     "pixel_gemm": (torch.float16, torch.bfloat16, torch.float32),
     "scatter_gemm": (torch.float16, torch.bfloat16, torch.float32),
+    "phase_gemm": (torch.float16, torch.bfloat16, torch.float32),
 }
 # Kernels that always compute float32 in IEEE arithmetic, and those that follow torch's TF32 flag.
 CUDA_KERNELS = ("generic", "depthwise", "tile_simt")
-TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma", "implicit_gemm")
+TENSOR_CORE_KERNELS = ("thin", "tile_mma", "tile_wgmma", "implicit_gemm", "phase_gemm")
 # Kernels of tensor cores that take 16-bit types alone.
 HALF_KERNELS = ("col2im",)
 # Kernels of tensor cores that take input images of one pixel alone.
@@ -40,6 +41,8 @@ ONE_PIXEL_KERNELS = ("pixel_gemm",)
 # Kernels of tensor cores that take filters no longer than the stride alone, of contiguous images whose width is a
 # multiple of four.
 DISJOINT_KERNELS = ("scatter_gemm",)
+# Kernels of tensor cores that take groups of few input channels alone, and how many in every dtype.
+FEW_CHANNELS_KERNELS = {"phase_gemm": 32}
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
 # where `tf32_allowed` says otherwise.
 TENSOR_CORE_PRECISIONS = {
@@ -83,6 +86,8 @@ _LIMITS = (
     "its input images have one pixel",
     "its tables hold 64 taps along an axis",
     "its tables hold 64 phases along an axis",
+    "it has too many phases",
+    "a group has too many input channels",
     "no tile with its halo fits in shared memory",
 )
 
@@ -97,6 +102,11 @@ def beyond_limits(kernel: str | None, x: Tensor, w: Tensor, b: Tensor | None, **
             raise
         return str(error)
     return ""
+
+
+def lacks_room(kernel: str | None, x: Tensor, w: Tensor, b: Tensor | None, **arguments: Any) -> bool:
+    """Whether the forced kernel takes groups of few channels, but not so large a problem of them in this layout."""
+    return kernel in FEW_CHANNELS_KERNELS and bool(beyond_limits(kernel, x, w, b, **arguments))
 
 
 def skip_beyond_limits(kernel: str | None, x: Tensor, w: Tensor, b: Tensor | None, **arguments: Any) -> None:
@@ -135,6 +145,30 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def check_launches(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    ranks: Iterable[int],
+    geometry: Geometry,
+    precision: str,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+) -> int:
+    """Computes with launches of some ranks, twice each and with an activation; returns how many there are."""
+    known, tried = reference(x, w, b, **geometry.arguments), 0
+    with tf32_allowed(precision == "tf32"):
+        for line in launches(monkeypatch, kernel, ranks, x, w, b, **geometry.arguments):
+            poison(geometry.output, x.dtype, x.device)
+            out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+            assert_accurate(out, x, w, b, line, known, **geometry.arguments)
+            assert torch.equal(convt_ext.conv_transpose2d(x, w, b, **geometry.arguments), out), line
+            active = convt_ext.conv_transpose2d_act(x, w, b, **geometry.arguments, activation="relu")
+            assert torch.equal(active, torch.relu(out)), line
+            tried += 1
+    return tried
 
 
 @dataclass(frozen=True)
@@ -242,7 +276,7 @@ class Geometry:
 
 
 def suited(geometry: Geometry, kernel: str | None) -> Geometry:
-    """The geometry, with input images and a stride that a forced kernel takes."""
+    """The geometry, with input images, channels and a stride that a forced kernel takes."""
     if kernel in ONE_PIXEL_KERNELS:
         return replace(geometry, input=(*geometry.input[:-2], 1, 1))
     if kernel in DISJOINT_KERNELS:
@@ -250,6 +284,9 @@ def suited(geometry: Geometry, kernel: str | None) -> Geometry:
         spans = [geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1 for axis in (0, 1)]
         stride = max(geometry.stride[0], spans[0]), max(geometry.stride[1], spans[1])
         return replace(geometry, input=(*geometry.input[:-1], columns), stride=stride)
+    if kernel in FEW_CHANNELS_KERNELS:
+        cin = geometry.groups * min(geometry.input[-3] // geometry.groups, FEW_CHANNELS_KERNELS[kernel])
+        return replace(geometry, input=(*geometry.input[:-3], cin, *geometry.input[-2:]))
     return geometry
 
 

@@ -20,6 +20,7 @@ from reference import (
     poison,
     random_tensor,
     skip_beyond_limits,
+    suited,
     tf32_allowed,
 )
 from torch import Tensor
@@ -111,6 +112,7 @@ distributions = pytest.mark.parametrize("distribution", sorted(DISTRIBUTIONS))
 
 
 def check_float32(geometry: Geometry, distribution: str, target: Target) -> None:
+    geometry = suited(geometry, target.kernel)
     make_input, make_weight = DISTRIBUTIONS[distribution]
     x = make_input(geometry.input, 1).float().to(target.device)
     w = make_weight(geometry.weight, 2).float().to(target.device)

@@ -13,7 +13,9 @@ from reference import (
     Geometry,
     Target,
     assert_accurate,
+    lacks_room,
     poison,
+    suited,
     takes,
     takes_precision,
     tf32_allowed,
@@ -22,7 +24,7 @@ from reference import (
 import convt_ext
 
 pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 
@@ -59,8 +61,10 @@ def geometries(draw: st.DrawFn) -> Geometry:
 def check(
     target: Target, geometry: Geometry, dtype: torch.dtype, input_layout: str, weight_layout: str, seed: int
 ) -> None:
+    geometry = suited(geometry, target.kernel)
     x, w, b = geometry.tensors(dtype, target.device, seed)
     x, w = LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w)
+    assume(not lacks_room(target.kernel, x, w, b, **geometry.arguments))
     event(convt_ext.plan(x, w, b, **geometry.arguments).split()[0])
     poison(geometry.output, dtype, target.device)
     actual = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)

@@ -20,6 +20,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "cuda/plan_tile_mma.cpp",
         "cuda/plan_col2im.cpp",
         "cuda/plan_implicit_gemm.cpp",
+        "cuda/plan_phase_gemm.cpp",
         "cuda/plan_pixel_gemm.cpp",
         "cuda/plan_scatter_gemm.cpp",
         "cuda/plan_thin.cpp",

@@ -30,7 +30,7 @@ import convt_ext
 
 INF, NAN = float("inf"), float("nan")
 # Kernels that multiply the zeros beyond the input's edge by weights: an infinite weight gives NaN there.
-MULTIPLIES_PADDING = ("tile_simt", "tile_mma", "tile_wgmma", "implicit_gemm")
+MULTIPLIES_PADDING = ("tile_simt", "tile_mma", "tile_wgmma", "implicit_gemm", "phase_gemm")
 
 GEOMETRIES = (
     Geometry("stride_1", (2, 5, 6, 7), 4, (3, 3), padding=(1, 1)),

@@ -9,8 +9,8 @@ from reference import (
     TENSOR_CORE_PRECISIONS,
     Geometry,
     assert_accurate,
+    check_launches,
     every_second,
-    launches,
     poison,
     random_tensor,
     reference,
@@ -47,26 +47,11 @@ GEOMETRIES = (
 pytestmark = [*NEEDS_CUDA]
 
 
-def check_launches(
-    geometry: Geometry, precision: str, images: Tensor, w: Tensor, b: Tensor | None, monkeypatch: pytest.MonkeyPatch
-) -> int:
-    known, tried = reference(images, w, b, **geometry.arguments), 0
-    with tf32_allowed(precision == "tf32"):
-        for line in launches(monkeypatch, KERNEL, range(1000), images, w, b, **geometry.arguments):
-            poison(geometry.output, images.dtype, images.device)
-            out = convt_ext.conv_transpose2d(images, w, b, **geometry.arguments)
-            assert_accurate(out, images, w, b, line, known, **geometry.arguments)
-            assert torch.equal(out, convt_ext.conv_transpose2d(images, w, b, **geometry.arguments)), line
-            tried += 1
-    return tried
-
-
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
 def test_launches(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All launches, twice each."""
-    x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], "cuda")
-    assert check_launches(geometry, precision, x, w, b, monkeypatch) > 0
+    tensors = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], "cuda")
+    assert check_launches(monkeypatch, KERNEL, range(1000), geometry, precision, *tensors) > 0
 
 
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
@@ -75,13 +60,15 @@ def test_layouts(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyP
     """Input with gaps between rows, weight with its output channels side by side, bias with gaps."""
     x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], "cuda")
     w = w.contiguous(memory_format=torch.channels_last)
-    assert check_launches(geometry, precision, with_gaps(x, vector=4), w, every_second(b), monkeypatch) > 0
+    tensors = with_gaps(x, vector=4), w, every_second(b)
+    assert check_launches(monkeypatch, KERNEL, range(1000), geometry, precision, *tensors) > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_most_channels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = G("most_channels", (2, 128, 3, 96), 72, (2, 2), stride=(2, 2))
-    assert check_launches(geometry, "fp16", *geometry.tensors(dtype, "cuda"), monkeypatch) > 0
+    tensors = geometry.tensors(dtype, "cuda")
+    assert check_launches(monkeypatch, KERNEL, range(1000), geometry, "fp16", *tensors) > 0
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])

@@ -18,6 +18,7 @@ from reference import (
     Target,
     assert_accurate,
     reference,
+    suited,
     tf32_allowed,
 )
 from torch import Tensor
@@ -188,6 +189,7 @@ def is_ieee(out: Tensor, tensors: tuple[Tensor, Tensor, Tensor | None], geometry
 @geometries
 @pytest.mark.parametrize("target", TENSOR_CORE_TARGETS, indirect=True, ids=str)
 def test_tensor_cores_compute_what_the_flag_says(geometry: Geometry, target: Target) -> None:
+    geometry = suited(geometry, target.kernel)
     tensors = geometry.tensors(torch.float32, target.device)
     results: dict[bool, Tensor] = {}
     for allowed in (True, False, True, False):
@@ -247,11 +249,12 @@ def test_a_plan_of_one_mode_is_not_taken_in_the_other(target: Target) -> None:
 @pytest.mark.parametrize("target", [*TARGETS, *TENSOR_CORE_TARGETS], indirect=True, ids=str)
 def test_threads_see_the_flag_at_each_call(target: Target) -> None:
     """While one thread changes the flag, the results of the others are those of one mode or of the other."""
-    tensors = DCGAN.tensors(torch.float32, target.device)
+    geometry = suited(DCGAN, target.kernel)
+    tensors = geometry.tensors(torch.float32, target.device)
 
     def call(_: object = None) -> Tensor:
         with torch.no_grad():
-            return convt_ext.conv_transpose2d(*tensors, **DCGAN.arguments)
+            return convt_ext.conv_transpose2d(*tensors, **geometry.arguments)
 
     with ThreadPoolExecutor(4) as pool:
         expected = {}

@@ -48,6 +48,16 @@ cudaError_t launch_scatter_gemm_tf32(const Problem& problem, const ScatterLaunch
 cudaError_t launch_scatter_gemm_ieee(const Problem& problem, const ScatterLaunch& launch,
                                      cudaStream_t stream);
 
+// Few input channels in a group; the weight is read as it is.
+cudaError_t launch_phase_gemm_fp16(const Problem& problem, const PhaseGemmLaunch& launch,
+                                   cudaStream_t stream);
+cudaError_t launch_phase_gemm_bf16(const Problem& problem, const PhaseGemmLaunch& launch,
+                                   cudaStream_t stream);
+cudaError_t launch_phase_gemm_tf32(const Problem& problem, const PhaseGemmLaunch& launch,
+                                   cudaStream_t stream);
+cudaError_t launch_phase_gemm_ieee(const Problem& problem, const PhaseGemmLaunch& launch,
+                                   cudaStream_t stream);
+
 // Few pixels and filters that do not overlap, 16 bits; the weight is read as it is.
 cudaError_t launch_col2im_fp16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);
 cudaError_t launch_col2im_bf16(const Problem& problem, const Col2imLaunch& launch, cudaStream_t stream);

@@ -7,6 +7,7 @@
 #include "convt/col2im.h"
 #include "convt/depthwise.h"
 #include "convt/implicit_gemm.h"
+#include "convt/phase_gemm.h"
 #include "convt/pixel_gemm.h"
 #include "convt/problem.h"
 #include "convt/scatter_gemm.h"
@@ -38,6 +39,7 @@ enum class Kernel {
   kImplicitGemm,
   kPixelGemm,
   kScatterGemm,
+  kPhaseGemm,
 };
 
 const char* kernel_name(Kernel kernel);
@@ -53,12 +55,13 @@ struct Plan {
   ImplicitGemmLaunch implicit_gemm;  // when kernel is kImplicitGemm
   PixelGemmLaunch pixel_gemm;        // when kernel is kPixelGemm
   ScatterLaunch scatter_gemm;        // when kernel is kScatterGemm
+  PhaseGemmLaunch phase_gemm;        // when kernel is kPhaseGemm
 };
 
 // Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best;
-// thin:3, tile_mma:3, tile_wgmma:3, col2im:3, implicit_gemm:3, pixel_gemm:3 and scatter_gemm:3 are the
-// launches with the fourth least estimate, for sweeps. Throws std::invalid_argument when the forced kernel or
-// launch does not exist or cannot compute the problem.
+// thin:3, tile_mma:3, tile_wgmma:3, col2im:3, implicit_gemm:3, pixel_gemm:3, scatter_gemm:3 and phase_gemm:3
+// are the launches with the fourth least estimate, for sweeps. Throws std::invalid_argument when the forced
+// kernel or launch does not exist or cannot compute the problem.
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced);
 
 // One line: the kernel's name, then what was chosen as key=value.

@@ -641,11 +641,67 @@ void check_scatter_gemm(const Problem& p, const convt::ScatterLaunch& launch, co
   CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
 }
 
+// Every place that has outputs is in one item, every output channel in one thread block, every tap in a step.
+void check_phase_gemm(const Problem& p, const convt::PhaseGemmLaunch& launch, const DeviceLimits& device,
+                      const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  const int64_t size = convt::element_size(p.dtype);
+  CHECK(launch.element_size == size && launch.channels_last == p.output_channels_last, context);
+  CHECK(launch.parts == 1 || size == 4, context);
+  const bool quads = launch.loads == convt::PhaseGemmLoads::kQuads;
+  const auto check_axis = [&](const Axis& axis, int first, int64_t tiles, int64_t each, int before) {
+    const int64_t end = axis.output + axis.padding;
+    CHECK(first * axis.stride <= axis.padding && (first + 1 + before) * axis.stride > axis.padding, context);
+    covers(tiles, each, (end + axis.stride - 1) / axis.stride - first);
+  };
+  check_axis(p.h, launch.first_row, launch.bands, launch.rows, 0);
+  check_axis(p.w, launch.first_col, launch.strips, launch.cols, quads ? 3 : 0);
+  const int64_t halo = (p.w.kernel - 1) * p.w.dilation / p.w.stride;
+  CHECK(launch.halo_w >= halo && launch.halo_w < halo + (quads ? 4 : 1), context);
+  CHECK(!quads || (launch.halo_w % 4 == 0 && launch.first_col % 4 == 0 && p.w.input % 4 == 0), context);
+  CHECK(launch.cols % convt::kPhaseGemmPlaces == 0, context);
+  CHECK(launch.items == launch.strips * launch.bands * p.batch && launch.items < 1 << 30, context);
+  CHECK(launch.shares >= 1 && launch.shares <= launch.items, context);
+  CHECK(launch.blocks_of_grid() >= 1 && launch.blocks_of_grid() <= 2147483647, context);
+  if (launch.cout_tiles > 1) {
+    CHECK(launch.groups == 1 && launch.tiles == p.groups * launch.cout_tiles, context);
+    CHECK(launch.channels == launch.blocks * convt::kPhaseGemmCouts, context);
+    covers(launch.cout_tiles, launch.channels, p.cout_per_group);
+  } else {
+    CHECK(launch.channels == launch.groups * p.cout_per_group, context);
+    covers(launch.blocks, convt::kPhaseGemmCouts, p.cout_per_group);
+    covers(launch.tiles, launch.groups, p.groups);
+  }
+  // Rows of NHWC are copied whole.
+  CHECK(!p.output_channels_last || launch.tiles == 1, context);
+  covers(launch.chunks, 16, p.cin_per_group * size);
+  const int64_t vectors = p.h.kernel * p.w.kernel * launch.chunks;
+  CHECK(2 * launch.steps >= vectors && 2 * launch.steps <= vectors + p.h.stride * p.w.stride, context);
+  CHECK(launch.loads != convt::PhaseGemmLoads::kVectors ||
+            (p.cin_per_group * size % 16 == 0 && p.input_stride.c == 1),
+        context);
+  const convt::PhaseGemmShared shared = convt::phase_gemm_shared(launch);
+  CHECK(shared.bytes == launch.shared_bytes, context);
+  CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+  for (const size_t at : {shared.weight, shared.slots, shared.zeros, shared.table, shared.line}) {
+    CHECK(at % 16 == 0 || at == shared.table, context);
+  }
+  CHECK(shared.slot_bytes % 16 == 0 && shared.table % 4 == 0 && shared.bias % 4 == 0, context);
+  // A row of a slice begins up to 15 bytes on.
+  const int64_t row = launch.cols * p.w.stride * size;
+  CHECK(p.output_channels_last ? shared.slot_bytes >= row * launch.channels + 15
+                               : shared.pitch % 16 == 0 && shared.pitch >= row + 15,
+        context);
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
   if (plan.kernel == Kernel::kPixelGemm) return check_pixel_gemm(p, plan.pixel_gemm, device, context);
   if (plan.kernel == Kernel::kScatterGemm) return check_scatter_gemm(p, plan.scatter_gemm, device, context);
+  if (plan.kernel == Kernel::kPhaseGemm) return check_phase_gemm(p, plan.phase_gemm, device, context);
   if (plan.kernel == Kernel::kImplicitGemm) {
     return check_implicit_gemm(p, plan.implicit_gemm, device, context);
   }
@@ -946,7 +1002,7 @@ void test_forced_kernels() {
   }
   CHECK(message ==
             "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
-            "implicit_gemm, pixel_gemm or scatter_gemm, got "
+            "implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got "
             "Generic",
         message);
 }
@@ -1006,6 +1062,61 @@ void test_scatter_gemm() {
       message = error.what();
     }
     CHECK(message.rfind("CONVT_KERNEL=scatter_gemm cannot compute this problem: ", 0) == 0 &&
+              message.find(reason) != std::string::npos,
+          describe(problem) + ": " + message);
+  }
+}
+
+// Groups of few channels: which problems phase_gemm takes, and how.
+void test_phase_gemm() {
+  const Axis rows = make_axis(128, 3, 2, 1, 0, 2), cols = make_axis(256, 5, 3, 2);
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
+    for (const Device& device : kDevices) {
+      for (const bool channels_last : {false, true}) {
+        // Split operands and rows of all channels are too large for some.
+        if (dtype == DType::kFloat32 && channels_last && device.limits.shared_bytes_per_block < 150 << 10) {
+          continue;
+        }
+        const Problem p = make_problem(dtype, 16, 32, 64, rows, cols, 4, channels_last);
+        for (const char* const forced : {"phase_gemm", "phase_gemm:1", "phase_gemm:2"}) {
+          check_plan(p, device.limits, forced, describe(p) + " on " + device.name);
+        }
+      }
+    }
+  }
+  const auto launch = [](const Problem& p) {
+    check_plan(p, kH100, "phase_gemm", describe(p));
+    return convt::make_plan(p, kH100, "phase_gemm").phase_gemm;
+  };
+  // Six phases of 15 taps: of a row's three that have some, six, six and three taps of 8 channels.
+  const Problem groups = make_problem(DType::kFloat16, 16, 32, 64, rows, cols, 4);
+  CHECK(convt::make_plan(groups, kH100, nullptr).kernel == Kernel::kPhaseGemm, "few channels a group");
+  CHECK(launch(groups).steps == 8 && !launch(groups).fills && launch(groups).load_bytes() == 8, "NCHW");
+  const Problem last = make_problem(DType::kFloat16, 16, 32, 64, rows, cols, 4, true);
+  CHECK(launch(last).groups == 4 && launch(last).load_bytes() == 16, "channels_last");
+  const Axis holes = make_axis(40, 3, 6, 1, 0, 2);
+  CHECK(launch(make_problem(DType::kFloat16, 2, 16, 16, rows, holes)).fills, "columns without a tap");
+  const Problem many = make_problem(DType::kFloat32, 2, 16, 400, rows, cols);
+  CHECK(launch(many).cout_tiles > 1, "more output channels than a slice holds");
+
+  const struct {
+    Problem problem;
+    const char* reason;
+  } refused[] = {
+      {make_problem(DType::kFloat16, 3, 65, 16, rows, cols), "too many input channels"},
+      {make_problem(DType::kFloat32, 3, 33, 16, rows, cols), "too many input channels"},
+      {make_problem(DType::kFloat16, 3, 8, 16, make_axis(9, 3, 16), make_axis(9, 3, 17)), "too many phases"},
+      {make_problem(DType::kFloat16, 3, 8, 4096, rows, cols, 1, true), "fits in shared memory"},
+      {make_problem(DType::kFloat64, 3, 8, 16, rows, cols), "float64"},
+  };
+  for (const auto& [problem, reason] : refused) {
+    std::string message;
+    try {
+      convt::make_plan(problem, kH100, "phase_gemm");
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(message.rfind("CONVT_KERNEL=phase_gemm cannot compute this problem: ", 0) == 0 &&
               message.find(reason) != std::string::npos,
           describe(problem) + ": " + message);
   }
@@ -1148,13 +1259,13 @@ void test_random_problems() {
              plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
              plan.kernel == Kernel::kTileWgmma || plan.kernel == Kernel::kCol2im ||
              plan.kernel == Kernel::kImplicitGemm || plan.kernel == Kernel::kPixelGemm ||
-             plan.kernel == Kernel::kScatterGemm;
+             plan.kernel == Kernel::kScatterGemm || plan.kernel == Kernel::kPhaseGemm;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
     for (const char* const forced :
          {"depthwise", "thin", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9", "implicit_gemm",
           "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40", "pixel_gemm", "scatter_gemm",
-          "scatter_gemm:1", "scatter_gemm:7"}) {
+          "scatter_gemm:1", "scatter_gemm:7", "phase_gemm", "phase_gemm:1", "phase_gemm:9"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
@@ -1228,6 +1339,7 @@ int main() {
   test_forced_kernels();
   test_pixel_gemm();
   test_scatter_gemm();
+  test_phase_gemm();
   test_turned_operands();
   test_random_problems();
   test_description();
