@@ -171,6 +171,22 @@ def check_launches(
     return tried
 
 
+def check_more_than_2_31_outputs(
+    x: Tensor, stride: tuple[int, int], layout: Callable[[Tensor], Tensor] = lambda x: x
+) -> None:
+    """A 1 x 1 filter with a stride, of x[N, 8, H, W] in float16: outputs that it does not reach hold the bias."""
+    w = random_tensor((8, 32, 1, 1), torch.float16, x.device, 1)
+    b = random_tensor((32,), torch.float16, x.device, 2)
+    out = convt_ext.conv_transpose2d(layout(x), w, b, stride=stride)
+    assert out.numel() > 2**31
+    sums = torch.einsum("nchw,cd->ndhw", x.double(), w[:, :, 0, 0].double()) + b.double()[:, None, None]
+    reached = out[:, :, :: stride[0], :: stride[1]]
+    torch.testing.assert_close(reached.double(), sums, rtol=1e-3, atol=1e-3)
+    reached.copy_(b[:, None, None].expand_as(reached))
+    for channel in range(32):
+        assert (out[:, channel] == b[channel]).all()
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a test runs: a device type, and the kernel that CONVT_KERNEL forces, if any."""

@@ -13,6 +13,7 @@ from reference import (
     Geometry,
     assert_accurate,
     check_launches,
+    check_more_than_2_31_outputs,
     every_second,
     launches,
     off_by_one,
@@ -97,15 +98,7 @@ def test_more_than_2_31_elements(layout: str, monkeypatch: pytest.MonkeyPatch) -
         pytest.skip("needs 24 GiB of GPU memory")
     monkeypatch.setenv("CONVT_KERNEL", KERNEL)
     x = random_tensor((3, 8, 512, 512), torch.float16, "cuda")
-    w = random_tensor((8, 32, 1, 1), torch.float16, "cuda", 1)
-    b = random_tensor((32,), torch.float16, "cuda", 2)
-    out = convt_ext.conv_transpose2d(LAYOUTS[layout](x), w, b, stride=(10, 9))
-    assert out.numel() > 2**31
-    sums = torch.einsum("nchw,cd->ndhw", x.double(), w[:, :, 0, 0].double()) + b.double()[:, None, None]
-    torch.testing.assert_close(out[:, :, ::10, ::9].double(), sums, rtol=1e-3, atol=1e-3)
-    out[:, :, ::10, ::9] = b[:, None, None]
-    for channel in range(32):
-        assert (out[:, channel] == b[channel]).all()
+    check_more_than_2_31_outputs(x, (10, 9), LAYOUTS[layout])
 
 
 @pytest.mark.parametrize(
