@@ -13,9 +13,9 @@
 //
 // Mapping: a block takes a tile of 4096 elements of one matrix, or of 8192 of 16 bits: 64 columns or, where
 // there are fewer, more rows. It copies pieces of rows to shared memory, as wide as their alignment allows,
-// turns them there (16-bit elements 8 x 8 at a time, by ldmatrix and stmatrix; float32 4 x 4 in registers
-// where rows are whole pieces of 16 bytes), and writes columns in 16 bytes. Rows of float32 that lie side by
-// side already (channels_last) do not pass through shared memory.
+// turns them on their way to registers (16-bit elements 8 x 8 at a time, by ldmatrix; float32 4 x 4 in
+// registers where rows are whole pieces of 16 bytes), and writes columns in 16 bytes. Rows of float32 that
+// lie side by side already (channels_last) do not pass through shared memory.
 
 #include <algorithm>
 #include <iterator>
@@ -66,6 +66,7 @@ struct FoldedWeight {
   Divisor<int> taps_w, all_taps, couts, cins;
   Divisor<int> fold, fold_h, fold_w;
   Divisor<int> kernel, kernel_w;  // all taps, and those of a row, not folded
+  int copy_bytes;                 // of neighbouring columns, of 16 bits
   int blocks;
 };
 
@@ -84,19 +85,26 @@ struct TurnParams {
   WeightPieces pieces;
 };
 
-// A tile in shared memory as it is read, and as it is written. Lines are padded so that neither way meets one
-// bank: 16-bit ones by 16 bytes, as ldmatrix and stmatrix want, those of 4 bytes by one element.
+// A tile in shared memory, as it is read.
 template <int kSize>
 struct Tile {
-  static constexpr int kPadding = kSize == 2 ? 8 : 1;
-  static constexpr int kLeastLog2Width = kSize == 2 ? 4 : 0;
-  static constexpr int kMostLog2Width = 6;
-  // Most lines of each way, and no second way of 4-byte elements.
-  static constexpr int kElements = kTile<kSize> + (kTile<kSize> >> kLeastLog2Width) * kPadding;
-  static constexpr int kTurned = kSize == 2 ? kTile<kSize> + (1 << kMostLog2Width) * kPadding : 0;
-  static constexpr int kBytes = kSize * (kElements + kTurned);
+  static constexpr int kLeastLog2Width = kSize == 2 ? 4 : 0, kMostLog2Width = 6;
+  static constexpr int kLeastLog2Padded = 2;
+  static constexpr int kElements = kTile<kSize> + (kSize == 2 ? 0 : kTile<kSize> >> kLeastLog2Padded);
+
+  // Lines of 4-byte elements are padded by one, so that a column of them does not meet one bank.
+  __device__ static int pitch(int log2_width) {
+    return (1 << log2_width) + (kSize == 4 && log2_width >= kLeastLog2Padded ? 1 : 0);
+  }
 };
-static_assert(Tile<2>::kBytes <= 48 * 1024 && Tile<4>::kBytes <= 48 * 1024, "static shared memory");
+
+// Lines of 16-bit elements have no padding; their 16-byte pieces are swapped, so that those which ldmatrix
+// reads together, of two neighbouring rows and the same two of the next eights, lie in different banks.
+__device__ inline int swapped_piece(int log2_width, int row, int piece) {
+  const int pieces = 1 << (log2_width - 3);
+  const int by = pieces == 8 ? row / 8 * 2 + row % 2 : row / 8;
+  return piece ^ (by & (pieces - 1));
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -104,19 +112,20 @@ static_assert(Tile<2>::kBytes <= 48 * 1024 && Tile<4>::kBytes <= 48 * 1024, "sta
 template <int kBytes, typename T>
 __device__ inline void load_tile(const Matrices& m, const T* from, int first_row, int first_col, T* tile) {
   constexpr int kVector = kBytes / sizeof(T);
-  const int pitch = (1 << m.log2_width) + Tile<sizeof(T)>::kPadding;
+  const int pitch = Tile<sizeof(T)>::pitch(m.log2_width);
 #pragma unroll 8
   for (int i = 0; i < kTile<sizeof(T)> / kVector / kThreads; ++i) {
     const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
     const int row = n >> m.log2_width, col = n & ((1 << m.log2_width) - 1);
     const bool exists = first_row + row < m.rows && first_col + col < m.cols;
-    T* const to = tile + row * pitch + col;
+    const int place = sizeof(T) == 2 ? swapped_piece(m.log2_width, row, col / 8) * 8 + col % 8 : col;
+    T* const to = tile + row * pitch + place;
     const T* const source = from + (first_row + row) * m.row_from;
     if constexpr (kVector > 1) {
       copy_async<kBytes>(to, source + first_col + col, exists);
     } else {
-      const auto place = m.col_w.divide(min(first_col + col, m.cols - 1));
-      const T* const element = source + place.quotient * m.col_h_from + place.remainder * m.col_w_from;
+      const auto by_row = m.col_w.divide(min(first_col + col, m.cols - 1));
+      const T* const element = source + by_row.quotient * m.col_h_from + by_row.remainder * m.col_w_from;
       if constexpr (kBytes >= kLeastCopyBytes) {
         copy_async<kBytes>(to, element, exists);
       } else {
@@ -126,18 +135,30 @@ __device__ inline void load_tile(const Matrices& m, const T* from, int first_row
   }
 }
 
-// Turns 8 x 8 blocks, four below each other at a time.
-__device__ inline void turn_blocks(const Matrices& m, const unsigned short* tile, unsigned short* turned) {
-  constexpr int kPadding = Tile<2>::kPadding;
-  const int height = kTile<2> >> m.log2_width, lane = static_cast<int>(threadIdx.x) % 32;
-  const int pitch = (1 << m.log2_width) + kPadding, turned_pitch = height + kPadding;
+// Writes 32 rows of 8 columns at a time: a lane has 8 rows of one.
+__device__ inline void store_turned(const Matrices& m, unsigned short* to, int first_row, int first_col,
+                                    const unsigned short* tile) {
+  constexpr int kWarps = kThreads / 32, kBlocks = kTile<2> / 256 / kWarps;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int log2_pieces = m.log2_width - 3;
+  unsigned x[kBlocks][4];
+  int row[kBlocks], col[kBlocks];
 #pragma unroll
-  for (int i = 0; i < kTile<2> / 256 / (kThreads / 32); ++i) {
-    const int number = i * (kThreads / 32) + static_cast<int>(threadIdx.x) / 32;
-    const int col = (number & ((1 << m.log2_width) / 8 - 1)) * 8, row = (number >> (m.log2_width - 3)) * 32;
-    unsigned x[4];
-    load_transposed(shared_address(tile + (row + lane) * pitch + col), x);
-    store_matrices(shared_address(turned + (col + lane % 8) * turned_pitch + row + lane / 8 * 8), x);
+  for (int i = 0; i < kBlocks; ++i) {
+    const int number = i * kWarps + warp, piece = number & ((1 << log2_pieces) - 1);
+    const int first = (number >> log2_pieces) * 32;
+    // Rows 2 j and 2 j + 1 of the four matrices follow each other, so that a lane's pairs do.
+    const int read = first + lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+    load_transposed(
+        shared_address(tile + (read << m.log2_width) + swapped_piece(m.log2_width, read, piece) * 8), x[i]);
+    row[i] = first_row + first + lane % 4 * 8;
+    col[i] = first_col + piece * 8 + lane / 4;
+  }
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    if (row[i] >= m.padded_rows || col[i] >= m.cols) continue;
+    *reinterpret_cast<uint4*>(to + col[i] * m.col_to + row[i]) =
+        make_uint4(x[i][0], x[i][1], x[i][2], x[i][3]);
   }
 }
 
@@ -159,25 +180,19 @@ __device__ inline int folded_line(const FoldedWeight& f, int column) {
          w.remainder;
 }
 
-template <int kParts, typename T>
-__device__ inline void store_tile(const Matrices& m, const FoldedWeight& f, T* to, int first_row,
-                                  int first_col, const T* tile, const T* turned) {
-  constexpr int kVector = 16 / sizeof(T), kPadding = Tile<sizeof(T)>::kPadding;
-  const int log2_height = kLog2Tile<sizeof(T)> - m.log2_width;
-  const int pitch = (1 << m.log2_width) + kPadding, turned_pitch = (1 << log2_height) + kPadding;
+template <int kParts>
+__device__ inline void store_tile(const Matrices& m, const FoldedWeight& f, unsigned* to, int first_row,
+                                  int first_col, const unsigned* tile) {
+  const int log2_height = kLog2Tile<4> - m.log2_width, pitch = Tile<4>::pitch(m.log2_width);
 #pragma unroll
-  for (int i = 0; i < kTile<sizeof(T)> / kVector / kThreads; ++i) {
-    const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * kVector;
+  for (int i = 0; i < kTile<4> / 4 / kThreads; ++i) {
+    const int n = (i * kThreads + static_cast<int>(threadIdx.x)) * 4;
     const int row = n & ((1 << log2_height) - 1), col = n >> log2_height;
     if (first_row + row >= m.padded_rows || first_col + col >= m.cols) continue;
     const int line = m.folds ? folded_line(f, first_col + col) : first_col + col;
-    T* const column = to + line * m.col_to + first_row + row;
-    if constexpr (sizeof(T) == 2) {
-      *reinterpret_cast<uint4*>(column) = load_words(shared_address(turned + col * turned_pitch + row));
-    } else {
-      const T* const at = tile + row * pitch + col;
-      store_parts<kParts>(m.part_to, column, make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]));
-    }
+    const unsigned* const at = tile + row * pitch + col;
+    store_parts<kParts>(m.part_to, to + line * m.col_to + first_row + row,
+                        make_uint4(at[0], at[pitch], at[2 * pitch], at[3 * pitch]));
   }
 }
 
@@ -262,10 +277,11 @@ __device__ inline void round_tile(const Matrices& m, const unsigned* from, unsig
   }
 }
 
-// One thread, 16 bytes: reads are scattered, as far as the sectors that neighbours read allow.
-template <typename T, int kParts>
+// One thread, 16 bytes: reads are scattered, as far as the sectors that neighbours read allow. Folded columns
+// of 16-bit taps follow each other in the weight, and are read kBytes at a time.
+template <int kBytes, int kParts, typename T>
 __device__ inline void turn_folded(const FoldedWeight& f, int block) {
-  constexpr int kVector = 16 / sizeof(T);
+  constexpr int kVector = 16 / sizeof(T), kRun = kBytes / static_cast<int>(sizeof(T));
   constexpr bool kAlongCin = sizeof(T) == 4;
   const auto by_tap = f.all_taps.divide(block * kThreads + static_cast<int>(threadIdx.x));
   const auto by_cout = f.couts.divide(by_tap.quotient);
@@ -275,26 +291,37 @@ __device__ inline void turn_folded(const FoldedWeight& f, int block) {
   if (group >= f.groups) return;
   const auto tap = f.taps_w.divide(by_tap.remainder);
   const T* const from = static_cast<const T*>(f.from) + int64_t{group} * f.cin * f.stride.cin;
-  T x[kVector];
+  unsigned words[4] = {};
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) {
+  for (int i = 0; i < kVector; i += kRun) {
     const int cout = first_cout + (kAlongCin ? 0 : i), cin = first_cin + (kAlongCin ? i : 0);
+    if (cin >= f.cin || cout >= f.cout) continue;
     const auto by_fold = f.fold.divide(cout);
     const auto by_row = f.fold_w.divide(by_fold.remainder);
     const int kh = tap.quotient * f.fold_h + by_row.quotient,
               kw = tap.remainder * f.fold_w + by_row.remainder;
-    x[i] = cin < f.cin && cout < f.cout ? from[cin * f.stride.cin + by_fold.quotient * f.stride.cout +
-                                               kh * f.stride.kh + kw * f.stride.kw]
-                                        : T(0);
+    const T* const source =
+        from + cin * f.stride.cin + by_fold.quotient * f.stride.cout + kh * f.stride.kh + kw * f.stride.kw;
+    if constexpr (kBytes == 16) {
+      const uint4 x = *reinterpret_cast<const uint4*>(source);
+      words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
+    } else if constexpr (kBytes == 8) {
+      const uint2 x = *reinterpret_cast<const uint2*>(source);
+      words[i / 2] = x.x, words[i / 2 + 1] = x.y;
+    } else if constexpr (kBytes == 4) {
+      words[i * static_cast<int>(sizeof(T)) / 4] = *reinterpret_cast<const unsigned*>(source);
+    } else {
+      words[i / 2] |= static_cast<unsigned>(*source) << 16 * (i % 2);
+    }
   }
   const int64_t line = (int64_t{group} * f.taps + by_tap.remainder) * (kAlongCin ? f.cout : f.cin) +
                        (kAlongCin ? first_cout : first_cin);
   T* const to = static_cast<T*>(f.to) + line * f.padded + (kAlongCin ? first_cin : first_cout);
+  const uint4 x = make_uint4(words[0], words[1], words[2], words[3]);
   if constexpr (kAlongCin) {
-    store_parts<kParts>(f.part_to, to, make_uint4(x[0], x[1], x[2], x[3]));
+    store_parts<kParts>(f.part_to, to, x);
   } else {
-    const auto pair = [&x](int i) { return x[i] | static_cast<unsigned>(x[i + 1]) << 16; };
-    *reinterpret_cast<uint4*>(to) = make_uint4(pair(0), pair(2), pair(4), pair(6));
+    *reinterpret_cast<uint4*>(to) = x;
   }
 }
 
@@ -326,15 +353,19 @@ __device__ inline void turn_pieces(const WeightPieces& w, int block, unsigned sh
 #endif
 
 template <typename T, int kParts>
-__global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ TurnParams p) {
+__global__ void __launch_bounds__(kThreads, kParts == 1 ? 8 : 5)
+    turn_kernel(const __grid_constant__ TurnParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  __shared__ __align__(16) T tile[Tile<sizeof(T)>::kElements + Tile<sizeof(T)>::kTurned];
-  T* const turned = tile + Tile<sizeof(T)>::kElements;
+  __shared__ __align__(16) T tile[Tile<sizeof(T)>::kElements];
   release_next_kernel();
   int number = static_cast<int>(blockIdx.x);
   const bool second = number >= p.jobs[0].tiles;
   if (second) number -= p.jobs[0].tiles;
-  if (second && p.folded.blocks > 0) return turn_folded<T, kParts>(p.folded, number);
+  if (second && p.folded.blocks > 0) {
+    if constexpr (sizeof(T) == 4) return turn_folded<4, kParts, T>(p.folded, number);
+    return with_width(p.folded.copy_bytes,
+                      [&](auto width) { turn_folded<decltype(width)::value, kParts, T>(p.folded, number); });
+  }
   if constexpr (sizeof(T) == 2) {
     if (second && p.pieces.blocks > 0) return turn_pieces(p.pieces, number, tile);
   }
@@ -373,10 +404,10 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const __grid_constant__ 
   wait_for_copies();
   __syncthreads();
   if constexpr (sizeof(T) == 2) {
-    turn_blocks(m, tile, turned);
-    __syncthreads();
+    store_turned(m, to, first_row, first_col, tile);
+  } else {
+    store_tile<kParts>(m, p.folded, to, first_row, first_col, tile);
   }
-  store_tile<kParts>(m, p.folded, to, first_row, first_col, tile, turned);
 #endif
 }
 
@@ -479,6 +510,12 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
     f.part_to = int64_t{f.groups} * f.taps * (kAlongCin ? cout : cin) * f.padded;
     f.kernel = static_cast<int>(kernel);
     f.kernel_w = static_cast<int>(kernel_w);
+    f.copy_bytes = 16;
+    const auto whole = [&f](int64_t elements) { return elements * sizeof(T) % f.copy_bytes == 0; };
+    while (f.copy_bytes > static_cast<int>(sizeof(T)) &&
+           !(w.kw == 1 && whole(t.fold_w) && whole(w.kh) && whole(w.cout) && whole(w.cin) &&
+             is_aligned(f.from, static_cast<size_t>(f.copy_bytes))))
+      f.copy_bytes /= 2;
     if (kAlongCin && contiguous) {
       Matrices& m = p.jobs[1];
       m.folds = true;

@@ -171,13 +171,6 @@ __device__ inline void store_transposed(unsigned address, unsigned x0, unsigned 
                : "memory");
 }
 
-// Writes four 8 x 8 matrices of 16-bit elements as ldmatrix reads them.
-__device__ inline void store_matrices(unsigned address, const unsigned (&x)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x[0]),
-               "r"(x[1]), "r"(x[2]), "r"(x[3])
-               : "memory");
-}
-
 // Makes writes to shared memory that this thread has done, or has been told of by a barrier, visible to the
 // products that it starts and to those of threads that it then signals.
 __device__ inline void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
