@@ -226,7 +226,7 @@ __device__ inline Piece<T> locate_piece(const Params<T>& p, const Tile& tile, co
 }
 
 // Calls `read` with the index and the pieces, kAtOnce of which a thread has at once, of an item, and then
-// `store` with the index and place of each. `number_of` splits a piece's number into (plane, row, column).
+// `store` with the index and place of each. `split` divides a piece's number into (plane, row, column).
 template <int kAtOnce, typename T, typename Split, typename Read, typename Store>
 __device__ inline void for_each_piece(const Params<T>& p, const Tile& tile, const Item& item, int pieces,
                                       const Split& split, const Read& read, const Store& store) {
