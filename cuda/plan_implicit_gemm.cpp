@@ -63,7 +63,7 @@ struct Search {
   }
 
   // Cycles of a launch: counts of what the kernel's loops do, with weights fitted to some 1000 timed launches
-  // of 17 layers on an H100.
+  // of 17 layers on an H100, and those of warpgroups that take turns to 1300 of 20.
   double cycles(const ImplicitGemmLaunch& t) const {
     const ImplicitGemmConfig& sizes = t.sizes();
     const double rounds = std::ceil(static_cast<double>(t.works()) * t.cluster() / t.grid);
@@ -79,7 +79,7 @@ struct Search {
     const double shared_weight = parts > 1 && even ? t.cluster_pixels : 1;
     // What is shared comes from L2 once, but takes as long to arrive; in 16 bits it gains less where tiles
     // are small, and nothing beside the stores of folded phases.
-    const double of_16_bits = t.fold() > 1 ? 1 : sizes.pixels == 128 ? 0.92 : 0.87;
+    const double of_16_bits = t.fold() > 1 ? 1 : sizes.pixels == 128 ? 0.92 : t.blocks ? 0.87 : 0.93;
     const double two_share = parts > 1 ? 0.5 : size == 4 ? 0.82 : of_16_bits;
     const double shared_pixels = t.cluster_rows > 1 ? two_share : 1;
     const double loads = static_cast<double>(kImplicitGemmLine * parts) *
@@ -133,20 +133,28 @@ struct Search {
     const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) +
                         (t.turns_input ? 0.0013 * moved * input : 0) +
                         (t.turns_weight ? (gathers ? 0.003 : 0.0015) * moved * weight : 0);
+    // Where warpgroups take turns, one multiplies at a time, which reads shared memory more often for it and
+    // waits longer for what is not in L2, and one stores.
+    const double alone = !sizes.alternates ? 1 : sizes.rows > 64 ? 1.2 : fits_l2 ? 1.1 : 1.35;
+    const double multiplies = alone * steps * (tensor + load * loads);
+    const double stores = (sizes.alternates ? 2 : 1) * (between + store * bytes);
+    const double all = sizes.alternates ? std::max(multiplies, (multiplies + rounds * stores) / 2) + stores
+                                        : multiplies + rounds * stores;
+    // Of float32 in NHWC, tiles of short rows are faster where memory bounds all of them.
+    const double rows_cost = size == 4 && problem.output_channels_last ? 1 + 0.0002 * t.cols : 1;
+    const double memory = 0.00057 * rows_cost * (input + output);
     return 7000 +
            (t.cluster() == 1 ? 0
             : parts == 1     ? 1500
             : t.fold() == 1  ? 0
                              : 1000) +
-           turn +
-           std::max(steps * (tensor + load * loads) + rounds * (between + store * bytes),
-                    0.00057 * (input + output));
+           turn + (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
   }
 
   void consider(ImplicitGemmLaunch launch) const {
     const ImplicitGemmConfig& sizes = launch.sizes();
     // The sums of split operands are there twice.
-    if (parts * sizes.columns() > 256) return;
+    if (parts > 1 && (sizes.columns() > 128 || sizes.alternates)) return;
     launch.stages = kImplicitGemmMaxStages;
     ImplicitGemmShared shared = implicit_gemm_shared(launch);
     while (shared.bytes > static_cast<size_t>(device.shared_bytes_per_block)) {
@@ -201,7 +209,7 @@ struct Search {
 
   void consider_phases(ImplicitGemmLaunch launch) const {
     const bool pairs = !problem.output_channels_last && problem.w.stride == 2 && problem.w.output > 1 &&
-                       (size == 2 || launch.sizes().columns() == 128);
+                       (size == 2 || (launch.sizes().columns() == 128 && !launch.sizes().alternates));
     for (const int together : {1, 2}) {
       if (together == 2 && !pairs) continue;
       launch.phases_together = together;

@@ -316,6 +316,49 @@ def test_odd_rows(geometry: Geometry, precision: str, target: Target, monkeypatc
     assert together == ({"1", "2"} if geometry.stride[1] == 2 else {"1"}), together
 
 
+# Several rounds of tiles for each thread block of an H100, whose warpgroups may take turns: tiles with as many steps as
+# others, or with more or none, fewer and more than the ring of stages has, and a last round of one tile or of two.
+ROUNDS = (
+    G("k3s2", (20, 40, 33, 40), 136, (3, 3), stride=(2, 2)),
+    G("k3s2_even", (16, 96, 32, 64), 64, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+    G("one_step", (9, 64, 65, 64), 128, (1, 1)),
+    G("many_steps", (12, 328, 24, 32), 72, (3, 3), padding=(1, 1)),
+    G("phases_without_taps", (8, 24, 40, 40), 72, (2, 2), stride=(3, 3)),
+    G("folded", (40, 72, 28, 28), 40, (2, 2), stride=(2, 2)),
+    G("groups", (8, 96, 40, 33), 144, (3, 4), stride=(1, 2), groups=3),
+    G("row", (16, 96, 1, 800), 96, (1, 16), stride=(1, 8), padding=(0, 4)),
+)
+
+
+@pytest.mark.parametrize("geometry", ROUNDS, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@on_kernel("implicit_gemm")
+def test_warpgroups_take_turns(
+    geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launches whose warpgroups multiply in turns, and the same bits again."""
+    dtype, tried, most = TENSOR_CORE_PRECISIONS[precision], set(), 0.0
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    x = LAYOUTS[layout](x)
+    with tf32_allowed(precision == "tf32"):
+        for line in launches(monkeypatch, target.kernel, range(400), x, w, b, **geometry.arguments):
+            fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+            kind = fields["rows"], fields["fold"], fields["phases"], fields["cluster"], fields["tile"] == "blocks"
+            if fields["alternate"] == "0" or kind in tried:
+                continue
+            tried.add(kind)
+            rows, pixels = (int(n) for n in fields["cluster"].split("x"))
+            most = max(most, int(fields["works"]) * rows * pixels / int(fields["blocks"]))
+            poison(geometry.output, dtype, target.device)
+            out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+            assert_accurate(out, x, w, b, line, known, **geometry.arguments)
+            assert torch.equal(out, convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)), line
+    assert tried
+    assert most > 2, most
+
+
 # Input images of one pixel: taps in the order of the outputs, taps that padding crops or dilation spreads, outputs
 # without a tap, several tiles of images and of columns, chunks of channels that fill the ring and that wrap around.
 ONE_PIXEL = (

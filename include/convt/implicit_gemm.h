@@ -11,15 +11,19 @@
 namespace convt {
 
 // A thread block multiplies `rows` output channels with `pixels` pixels of a phase. Two warpgroups divide the
-// rows between them or, where there are 64, the pixels.
+// rows between them or, where there are 64, the pixels; or they take turns: one stores its tile while the
+// other multiplies the next one.
 struct ImplicitGemmConfig {
   int rows, pixels;
+  bool alternates;
 
-  constexpr int columns() const { return rows == 128 ? pixels : pixels / 2; }  // of a warpgroup
+  // Of a warpgroup.
+  constexpr int columns() const { return alternates || rows == 128 ? pixels : pixels / 2; }
 };
 
 // The configurations compiled. The plan refers to them by index.
-inline constexpr ImplicitGemmConfig kImplicitGemmConfigs[] = {{128, 256}, {128, 128}, {64, 256}};
+inline constexpr ImplicitGemmConfig kImplicitGemmConfigs[] = {
+    {128, 256, false}, {128, 128, false}, {64, 256, false}, {128, 128, true}, {64, 256, true}};
 inline constexpr int kImplicitGemmConfigCount =
     static_cast<int>(sizeof(kImplicitGemmConfigs) / sizeof(kImplicitGemmConfigs[0]));
 

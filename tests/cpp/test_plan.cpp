@@ -483,6 +483,8 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
   const bool splits = size == 4 && p.float32_precision == convt::Float32Precision::kIeee;
   CHECK(launch.parts == (splits ? 2 : 1), context);
   CHECK(!splits || (launch.turns_input && launch.turns_weight && sizes.columns() <= 128), context);
+  // Registers for the sums of two phases of float32, or of split operands, are not there.
+  CHECK(!sizes.alternates || (!splits && (size == 2 || launch.phases_together == 1)), context);
   covers(launch.cout_tiles, sizes.rows, p.cout_per_group);
   covers(launch.chunks, launch.chunk(), p.cin_per_group);
   covers(launch.places_h, p.h.stride, p.h.output);

@@ -14,7 +14,8 @@
 //   load       one thread starts the copies of 128 bytes' worth of channels at a time, weight and input, into
 //              a ring of stages
 //   multiply   two warpgroups of 64 rows, sums in registers; then they lay the sums out in shared memory, a
-//              slice at a time, and store whole lines
+//              slice at a time, and store whole lines. Or each takes a tile of its own, and one multiplies
+//              while the other stores
 //
 // Of NCHW with stride 2 along W, both phases of a place are multiplied one after the other, and the first
 // one's outputs wait in registers, rounded, to be stored beside the second's.
@@ -63,7 +64,12 @@ struct Config {
   static constexpr int kTileRows = kImplicitGemmConfigs[kIndex].rows;
   static constexpr int kPixels = kImplicitGemmConfigs[kIndex].pixels;
   static constexpr int kColumns = kImplicitGemmConfigs[kIndex].columns();  // of a warpgroup
-  static constexpr bool kDividesRows = kTileRows > kRows;                  // else the pixels
+  static constexpr bool kAlternates = kImplicitGemmConfigs[kIndex].alternates;
+  static constexpr bool kDividesRows = !kAlternates && kTileRows > kRows;
+  static constexpr bool kDividesPixels = !kAlternates && !kDividesRows;
+  // A warpgroup's sums, those of 64 rows after the other.
+  static constexpr int kRowTiles = kAlternates ? kTileRows / kRows : 1;
+  static constexpr int kAllColumns = kRowTiles * kColumns;
   static constexpr bool kBlocks = kBlocksOfPixels;
   static constexpr int kParts = kOperandParts;
 };
@@ -289,6 +295,14 @@ using Sums = float[kColumns / 8][4];
 struct Ring {
   unsigned stages, full, empty;
   int stage = 0, parity = 0;
+
+  // Passes over stages that others read.
+  __device__ void skip(int steps, int count) {
+    stage += steps;
+    const int rounds = stage / count;
+    stage -= rounds * count;
+    parity ^= rounds & 1;
+  }
 };
 
 // Says to every block that loads for this one that a stage has been read.
@@ -314,9 +328,9 @@ __device__ inline Operands wait_for_stage(const Params<T>& p, const Ring& ring) 
   wait(ring.full + 8 * ring.stage, ring.parity);
   const unsigned weight = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
   const unsigned input = weight + static_cast<unsigned>(p.shared.weight_bytes);
-  return {
-      wgmma_swizzled_descriptor(weight + (C::kDividesRows ? group * kTileBytes : 0), 0),
-      wgmma_swizzled_descriptor(input + (C::kDividesRows ? 0 : group * C::kColumns * kLine), kBlock * kLine)};
+  return {wgmma_swizzled_descriptor(weight + (C::kDividesRows ? group * kTileBytes : 0), 0),
+          wgmma_swizzled_descriptor(input + (C::kDividesPixels ? group * C::kColumns * kLine : 0),
+                                    kBlock * kLine)};
 }
 
 template <int kBlocks>
@@ -328,10 +342,10 @@ __device__ inline void clear(float (&sums)[kBlocks][4]) {
   }
 }
 
-// `meanwhile` is called once, after the first products have been started.
-template <typename C, typename T, typename Meanwhile>
-__device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums,
-                                const Meanwhile& meanwhile) {
+// `meanwhile` is called once, after the first products have been started, and `started` after the last ones.
+template <typename C, typename T, typename Meanwhile, typename Started>
+__device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kAllColumns>& sums,
+                                const Meanwhile& meanwhile, const Started& started) {
   constexpr int kColumns = C::kColumns;
   constexpr unsigned kWeightStep = sizeof(T) == 4 ? 2 : 16 * kLine / 16;  // in 16 bytes
   constexpr unsigned kInputStep = C::kBlocks ? 16 * kLine / 16 : 2;
@@ -342,8 +356,14 @@ __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<
     const auto [a, b] = wait_for_stage<C>(p, ring);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i)
-      multiply_lines<T, kColumns, C::kBlocks>(sums, a + i * kWeightStep, b + i * kInputStep, 1);
+    for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+      for (int tile = 0; tile < C::kRowTiles; ++tile) {
+        auto& own = reinterpret_cast<Sums<kColumns>&>(sums[tile * kColumns / 8]);
+        multiply_lines<T, kColumns, C::kBlocks>(own, a + tile * (kTileBytes / 16) + i * kWeightStep,
+                                                b + i * kInputStep, 1);
+      }
+    }
     wgmma_commit();
     // These products go on while the ones before them are known to be done.
     wgmma_wait<1>();
@@ -353,6 +373,7 @@ __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<
     if (step == 0) meanwhile();
   }
   if (steps == 0) meanwhile();
+  started();
   wgmma_wait<0>();
   hold(sums);
   if (steps > 0) give_back(p, previous);
@@ -424,12 +445,13 @@ __device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring,
 }
 
 // `alone` says that no other sums are in registers.
-template <typename C, typename T, typename Meanwhile>
-__device__ inline void sum_products(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums,
-                                    bool alone, const Meanwhile& meanwhile) {
+template <typename C, typename T, typename Meanwhile, typename Started>
+__device__ inline void sum_products(const Params<T>& p, int steps, Ring& ring, Sums<C::kAllColumns>& sums,
+                                    bool alone, const Meanwhile& meanwhile, const Started& started) {
   if constexpr (C::kParts == 1) {
-    multiply<C>(p, steps, ring, sums, meanwhile);
+    multiply<C>(p, steps, ring, sums, meanwhile, started);
   } else {
+    static_assert(!C::kAlternates);
     meanwhile();
     if (alone) {
       multiply_split<true, C>(p, steps, ring, sums);
@@ -447,7 +469,7 @@ __device__ inline void write_places(const Params<T>& p, const Work& work, int64_
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
 #pragma unroll
   for (int i = thread; i < C::kColumns; i += 128) {
-    const int n = i + (C::kDividesRows ? 0 : group * C::kColumns);
+    const int n = i + (C::kDividesPixels ? group * C::kColumns : 0);
     Origin at;
     bool exists = true;
     if constexpr (C::kBlocks) {
@@ -523,11 +545,11 @@ struct Piece {
 // The sums of a row, rounded: words of two of 16 bits, or of one of float32.
 template <typename C, typename T>
 struct RoundedSums {
-  unsigned words[C::kColumns / 8][2];
+  unsigned words[C::kAllColumns / 8][2];
 
-  __device__ explicit RoundedSums(const Sums<C::kColumns>& sums) {
+  __device__ explicit RoundedSums(const Sums<C::kAllColumns>& sums) {
 #pragma unroll
-    for (int j = 0; j < C::kColumns / 8; ++j) {
+    for (int j = 0; j < C::kAllColumns / 8; ++j) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         words[j][half] = pack_pair<T>(sums[j][2 * half], sums[j][2 * half + 1]);
@@ -538,18 +560,19 @@ struct RoundedSums {
 
 template <typename C>
 struct RoundedSums<C, float> {
-  const Sums<C::kColumns>& sums;
+  const Sums<C::kAllColumns>& sums;
 
-  __device__ explicit RoundedSums(const Sums<C::kColumns>& rounded) : sums(rounded) {}
+  __device__ explicit RoundedSums(const Sums<C::kAllColumns>& rounded) : sums(rounded) {}
   __device__ unsigned word(int j, int half, int k) const { return __float_as_uint(sums[j][2 * half + k]); }
 };
 
-template <int kColumns>
-__device__ inline void add_bias(const float (&bias)[2], Sums<kColumns>& sums) {
+// A lane's output channels are two of each 64 rows.
+template <typename C>
+__device__ inline void add_bias(const float (&bias)[C::kRowTiles][2], Sums<C::kAllColumns>& sums) {
 #pragma unroll
-  for (int j = 0; j < kColumns / 8; ++j) {
+  for (int j = 0; j < C::kAllColumns / 8; ++j) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[j][i] += bias[i / 2];
+    for (int i = 0; i < 4; ++i) sums[j][i] += bias[j / (C::kColumns / 8)][i / 2];
   }
 }
 
@@ -803,7 +826,7 @@ __device__ inline void copy_pairs(unsigned lines, const int64_t* places, T* outp
   }
 }
 
-// Where a warpgroup's outputs of a work go, from its first row on.
+// Where outputs of 64 rows go.
 template <typename T>
 struct Destination {
   T* output;
@@ -813,7 +836,7 @@ struct Destination {
 
 // Outputs are stored a slice at a time: 128 bytes of places of each row, those of all phases together.
 template <typename C, typename T, int kPhases>
-inline constexpr int kSlices = C::kColumns * kPhases * static_cast<int>(sizeof(T)) / kLine;
+inline constexpr int kSlices = C::kColumns * kPhases * static_cast<int>(sizeof(T)) / kLine;  // of 64 rows
 
 // Calls `visit` with whether a warp stores what it lays out by itself: of NCHW, rows that are not folded.
 template <typename T, typename Visit>
@@ -892,9 +915,11 @@ __device__ inline void copy_slice(const Params<T>& p, unsigned lines, int slice,
 }
 
 template <int kPhases, typename C, typename T>
-__device__ inline void store_slices(const Params<T>& p, unsigned lines, const Destination<T>& to,
-                                    const RoundedSums<C, T>& first, const RoundedSums<C, T>& second) {
-  constexpr int kCount = kSlices<C, T, kPhases>;
+__device__ inline void store_slices(const Params<T>& p, const Work& work, int first_cout, unsigned lines,
+                                    const int64_t* places, const RoundedSums<C, T>& first,
+                                    const RoundedSums<C, T>& second) {
+  constexpr int kOfTile = kSlices<C, T, kPhases>, kCount = C::kRowTiles * kOfTile;
+  const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   with_own_rows(p, [&](auto own_rows) {
     constexpr bool kOwnRows = decltype(own_rows)::value;
 #pragma unroll 1
@@ -902,10 +927,17 @@ __device__ inline void store_slices(const Params<T>& p, unsigned lines, const De
       sync_lines<kOwnRows>();  // what was laid out before has been copied
       with_constant<kCount>(slice, [&](int i) { lay_slice<kPhases, kOwnRows, C>(lines, i, first, second); });
       sync_lines<kOwnRows>();
-      copy_slice<kPhases, kOwnRows>(p, lines, slice, to);
+      const int cout = first_cout + slice / kOfTile * kRows;
+      const Destination<T> to = {
+          p.output + ((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.output_stride.c,
+          p.cout_per_group - cout, places};
+      copy_slice<kPhases, kOwnRows>(p, lines, slice % kOfTile, to);
     }
   });
 }
+
+// The barrier at which a warpgroup waits until the other one has started the last products of its work.
+__device__ inline int order_barrier(int group) { return 1 + kGroups + group; }
 
 template <typename C, typename T>
 __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsigned output, int64_t* places,
@@ -915,6 +947,7 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsig
   const unsigned lines = output + group * static_cast<unsigned>(kImplicitGemmOutputBytes);
   const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   places += group * C::kColumns;
+  int works_of_other = group;  // before the next own one
   for (int number = static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels); number < p.works;
        number += p.clusters) {
     const Work work = locate<C>(p, number);
@@ -923,38 +956,49 @@ __device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsig
     const auto steps = [&](int phase) {
       return row_steps * PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count;
     };
-    float bias[2] = {0, 0};
+    if constexpr (C::kAlternates) {
+      if (works_of_other > 0) {
+        ring.skip(p.phases_together == 1 ? steps(0) : steps(0) + steps(1), p.stages);
+        works_of_other = 0;
+        continue;
+      }
+      works_of_other = 1;
+      // Barriers of stages tell apart one round of the ring from the next only.
+      if (number >= p.clusters) sync_threads<kMultipliers>(order_barrier(group));
+    }
+    const auto let_other_multiply = [&](int phase) {
+      if (C::kAlternates && phase == p.phases_together - 1 && number + p.clusters < p.works)
+        arrive_at_threads<kMultipliers>(order_barrier(1 - group));
+    };
+    float bias[C::kRowTiles][2] = {};
     // What is not needed before the stores is done while tensor cores multiply.
     const auto meanwhile = [&] {
       sync_threads<128>(1 + group);  // nobody reads the last work's any more
       write_places<C>(p, work, places);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int cout = first_cout + thread / 32 * 16 + half * 8 + thread % 32 / 4;
+      for (int i = 0; i < 2 * C::kRowTiles; ++i) {
+        const int cout = first_cout + i / 2 * kRows + thread / 32 * 16 + i % 2 * 8 + thread % 32 / 4;
         if (p.bias != nullptr && cout < p.cout_per_group)
-          bias[half] =
+          bias[i / 2][i % 2] =
               widen(p.bias[((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.bias_stride]);
       }
     };
-    Sums<C::kColumns> sums;
-    sum_products<C>(p, steps(0), ring, sums, true, meanwhile);
+    Sums<C::kAllColumns> sums;
+    sum_products<C>(p, steps(0), ring, sums, true, meanwhile, [&] { let_other_multiply(0); });
     sync_threads<128>(1 + group);
-    add_bias<C::kColumns>(bias, sums);
-    const Destination<T> to = {
-        p.output + ((int64_t{work.group} * p.cout_per_group + first_cout) >> log2_fold) * p.output_stride.c,
-        p.cout_per_group - first_cout, places};
+    add_bias<C>(bias, sums);
     const RoundedSums<C, T> first(sums);
     if (p.phases_together == 1) {
-      store_slices<1, C>(p, lines, to, first, first);
+      store_slices<1, C>(p, work, first_cout, lines, places, first, first);
     } else if constexpr (sizeof(T) == 2) {
-      sum_products<C>(p, steps(1), ring, sums, true, [] {});
-      add_bias<C::kColumns>(bias, sums);
-      store_slices<2, C>(p, lines, to, first, RoundedSums<C, T>(sums));
-    } else if constexpr (C::kColumns == 128) {
-      Sums<C::kColumns> others;
-      sum_products<C>(p, steps(1), ring, others, false, [] {});
-      add_bias<C::kColumns>(bias, others);
-      store_slices<2, C>(p, lines, to, first, RoundedSums<C, T>(others));
+      sum_products<C>(p, steps(1), ring, sums, true, [] {}, [&] { let_other_multiply(1); });
+      add_bias<C>(bias, sums);
+      store_slices<2, C>(p, work, first_cout, lines, places, first, RoundedSums<C, T>(sums));
+    } else if constexpr (C::kAllColumns == 128) {
+      Sums<C::kAllColumns> others;
+      sum_products<C>(p, steps(1), ring, others, false, [] {}, [&] { let_other_multiply(1); });
+      add_bias<C>(bias, others);
+      store_slices<2, C>(p, work, first_cout, lines, places, first, RoundedSums<C, T>(others));
     }
   }
 }
@@ -969,7 +1013,7 @@ __global__ void __launch_bounds__(kThreads, 1) implicit_gemm_kernel(const __grid
   if (thread == 0) {
     for (int i = 0; i < p.stages; ++i) {
       init_barrier(full + 8 * i, 1);
-      init_barrier(empty + 8 * i, 4 * kGroups * blocks);
+      init_barrier(empty + 8 * i, 4 * (C::kAlternates ? 1 : kGroups) * blocks);
     }
     fence_barriers();
   }
@@ -1158,7 +1202,8 @@ cudaError_t launch_for(const Problem& problem, const ImplicitGemmLaunch& launch,
       if (launch.blocks) return launch_config<Config<kIndex, true, 1>, T>(problem, launch, workspace, stream);
     }
     // The sums of split operands are there twice.
-    if constexpr (kParts * kImplicitGemmConfigs[kIndex].columns() <= 256) {
+    constexpr ImplicitGemmConfig kSizes = kImplicitGemmConfigs[kIndex];
+    if constexpr (kParts == 1 || (kSizes.columns() == 128 && !kSizes.alternates)) {
       return launch_config<Config<kIndex, false, kParts>, T>(problem, launch, workspace, stream);
     } else {
       return cudaErrorInvalidValue;

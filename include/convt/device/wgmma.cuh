@@ -258,4 +258,10 @@ __device__ inline void sync_threads(int number) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(kThreads) : "memory");
 }
 
+// Arrives at it without waiting.
+template <int kThreads>
+__device__ inline void arrive_at_threads(int number) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "n"(kThreads) : "memory");
+}
+
 }  // namespace convt
