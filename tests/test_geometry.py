@@ -322,7 +322,7 @@ ROUNDS = (
     G("k3s2", (20, 40, 33, 40), 136, (3, 3), stride=(2, 2)),
     G("k3s2_even", (16, 96, 32, 64), 64, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
     G("one_step", (9, 64, 65, 64), 128, (1, 1)),
-    G("many_steps", (12, 328, 24, 32), 72, (3, 3), padding=(1, 1)),
+    G("many_steps", (24, 328, 40, 48), 72, (3, 3), padding=(1, 1)),
     G("phases_without_taps", (8, 24, 40, 40), 72, (2, 2), stride=(3, 3)),
     G("folded", (40, 72, 28, 28), 40, (2, 2), stride=(2, 2)),
     G("groups", (8, 96, 40, 33), 144, (3, 4), stride=(1, 2), groups=3),
