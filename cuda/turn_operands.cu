@@ -98,6 +98,11 @@ struct Tile {
   }
 };
 
+static_assert(2 * Tile<2>::kElements <= 48 * 1024 && 4 * Tile<4>::kElements <= 48 * 1024,
+              "static shared memory");
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
 // Lines of 16-bit elements have no padding; their 16-byte pieces are swapped, so that those which ldmatrix
 // reads together, of two neighbouring rows and the same two of the next eights, lie in different banks.
 __device__ inline int swapped_piece(int log2_width, int row, int piece) {
@@ -105,8 +110,6 @@ __device__ inline int swapped_piece(int log2_width, int row, int piece) {
   const int by = pieces == 8 ? row / 8 * 2 + row % 2 : row / 8;
   return piece ^ (by & (pieces - 1));
 }
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // Copies a tile, zeros where it leaves the matrix.
 template <int kBytes, typename T>
@@ -352,8 +355,18 @@ __device__ inline void turn_pieces(const WeightPieces& w, int block, unsigned sh
 
 #endif
 
+// Thread blocks of a multiprocessor for which registers are to suffice. Others than that of compute
+// capability 9.0 have nothing to do, and may hold fewer threads.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+template <int kParts>
+inline constexpr int kResident = kParts == 1 ? 8 : 5;
+#else
+template <int>
+inline constexpr int kResident = 1;
+#endif
+
 template <typename T, int kParts>
-__global__ void __launch_bounds__(kThreads, kParts == 1 ? 8 : 5)
+__global__ void __launch_bounds__(kThreads, kResident<kParts>)
     turn_kernel(const __grid_constant__ TurnParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   __shared__ __align__(16) T tile[Tile<sizeof(T)>::kElements];
