@@ -83,13 +83,13 @@ struct Search {
     const double two_share = parts > 1 ? 0.5 : size == 4 ? 0.82 : of_16_bits;
     const double shared_pixels = t.cluster_rows > 1 ? two_share : 1;
     const double loads = static_cast<double>(kImplicitGemmLine * parts) *
-                         (sizes.rows / shared_weight + shared_pixels * sizes.pixels);
+                         (sizes.rows / shared_weight + shared_pixels * t.lines());
     const bool waits_pay = parts > 1 && (even || t.cluster_pixels == 1);
     const double waits = t.cluster() == 1 || waits_pay ? 1 : 1.05;
     // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
     double products = size == 2 ? 0.016 : 0.015;
     if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : 1.12);
-    const double tensor = products * sizes.rows * sizes.pixels * waits;
+    const double tensor = products * sizes.rows * t.lines() * waits;
     const double load = parts > 1 ? 0.005 : size == 2 ? 0.0138 : 0.0129;  // of a byte
     // One tile and the next; tiles without products hide nothing.
     const auto tapless = [](const AxisPhases<int>& axis) {
@@ -97,7 +97,7 @@ struct Search {
     };
     const double empty = 1 - (1 - tapless(t.phases_h)) * (1 - tapless(t.phases_w));
     const double between = parts == 1 ? 1300 + 900 * empty : 2500 * t.phases_together;
-    const double bytes = static_cast<double>(size) * sizes.rows * sizes.pixels * t.phases_together;
+    const double bytes = static_cast<double>(size) * sizes.rows * t.lines() * t.phases_together;
     const double output = static_cast<double>(size) * static_cast<double>(problem.output_elements());
     const bool fits_l2 = output < 32e6;
     const int64_t row = problem.w.output * fold_w * size;  // bytes
@@ -272,8 +272,10 @@ struct Search {
   }
 
   void consider_blocks(ImplicitGemmLaunch launch) const {
-    // Copies begin at multiples of 16 bytes: columns cannot be shifted.
-    if (!reads_blocks(launch.flat) || !stays_in_place(problem.w, launch.phases_w)) return;
+    // Copies begin at multiples of 16 bytes: columns cannot be shifted. Turns gain nothing here.
+    if (!reads_blocks(launch.flat) || !stays_in_place(problem.w, launch.phases_w) ||
+        launch.sizes().alternates)
+      return;
     launch.blocks = true;
     const ActivationStrides& in = problem.input_stride;
     const int64_t pixels = problem.h.input * problem.w.input;

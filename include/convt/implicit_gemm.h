@@ -31,6 +31,8 @@ inline constexpr int kImplicitGemmGroups = 2;  // warpgroups that multiply
 inline constexpr int kImplicitGemmLine = 128;  // bytes
 inline constexpr int kImplicitGemmBlock = 64;  // pixels that lie side by side, of NCHW
 inline constexpr int kImplicitGemmMaxStages = 8;
+// Products have as many columns as hold a warpgroup's share of a tile of lines, a multiple of this.
+inline constexpr int kImplicitGemmColumnStep = 16;
 
 // Outputs are numbered by places and phases along each axis: output o is phase o mod stride of place o div
 // stride, and has the same taps as the same phase of any other place. A piece of work is some output channels
@@ -74,6 +76,13 @@ struct ImplicitGemmLaunch {
   int grid = 1;
 
   const ImplicitGemmConfig& sizes() const { return kImplicitGemmConfigs[config]; }
+  // Of the products of a warpgroup, and of a stage.
+  int columns() const {
+    if (blocks) return sizes().columns();
+    const int shares = sizes().pixels / sizes().columns(), step = kImplicitGemmColumnStep * shares;
+    return (images * rows * cols + step - 1) / step * kImplicitGemmColumnStep;
+  }
+  int lines() const { return columns() * (sizes().pixels / sizes().columns()); }
   int chunk() const { return kImplicitGemmLine / element_size; }
   int fold() const { return fold_h * fold_w; }
   int cluster() const { return cluster_rows * cluster_pixels; }
@@ -126,7 +135,7 @@ inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch)
   ImplicitGemmShared s;
   const size_t line_bytes = static_cast<size_t>(launch.parts) * kImplicitGemmLine;
   s.weight_bytes = sizes.rows * line_bytes;
-  s.stage_bytes = s.weight_bytes + sizes.pixels * line_bytes;
+  s.stage_bytes = s.weight_bytes + launch.lines() * line_bytes;
   s.output = launch.stages * s.stage_bytes;
   s.places = s.output + kImplicitGemmGroups * kImplicitGemmOutputBytes;
   s.barriers = s.places + size_t{8} * kImplicitGemmGroups * sizes.columns();

@@ -531,7 +531,11 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
     }
   }
   const int64_t pixels = p.h.input * p.w.input;
+  const int shares = sizes.alternates || sizes.rows > 64 ? 1 : 2;  // of a stage's lines
+  CHECK(launch.columns() % 16 == 0 && launch.columns() <= sizes.columns(), context);
+  CHECK(launch.lines() == launch.columns() * shares && launch.lines() <= sizes.pixels, context);
   if (launch.blocks) {
+    CHECK(!sizes.alternates && launch.lines() == sizes.pixels, context);
     const int64_t row = launch.flat ? pixels : launch.places_w, rows = launch.flat ? 1 : launch.places_h;
     covers(launch.tiles_w, convt::kImplicitGemmBlock, row);
     CHECK(launch.tiles_h == rows, context);
@@ -540,7 +544,8 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
     return;
   }
   const int lines = launch.images * launch.rows * launch.cols;
-  CHECK(lines <= sizes.pixels && std::max({launch.images, launch.rows, launch.cols}) <= 256, context);
+  CHECK(lines <= launch.lines() && lines > launch.lines() - 16 * shares, context);
+  CHECK(std::max({launch.images, launch.rows, launch.cols}) <= 256, context);
   if (launch.cluster_rows > 1) {
     // Each block loads a part whose lines follow each other, in whole eights.
     const int parts = launch.cluster_rows;

@@ -63,7 +63,7 @@ template <int kIndex, bool kBlocksOfPixels, int kOperandParts>
 struct Config {
   static constexpr int kTileRows = kImplicitGemmConfigs[kIndex].rows;
   static constexpr int kPixels = kImplicitGemmConfigs[kIndex].pixels;
-  static constexpr int kColumns = kImplicitGemmConfigs[kIndex].columns();  // of a warpgroup
+  static constexpr int kColumns = kImplicitGemmConfigs[kIndex].columns();  // at most, of a warpgroup
   static constexpr bool kAlternates = kImplicitGemmConfigs[kIndex].alternates;
   static constexpr bool kDividesRows = !kAlternates && kTileRows > kRows;
   static constexpr bool kDividesPixels = !kAlternates && !kDividesRows;
@@ -71,6 +71,8 @@ struct Config {
   static constexpr int kRowTiles = kAlternates ? kTileRows / kRows : 1;
   static constexpr int kAllColumns = kRowTiles * kColumns;
   static constexpr bool kBlocks = kBlocksOfPixels;
+  // Columns of products that are compiled: of blocks, all.
+  static constexpr int kColumnStep = kBlocks ? kColumns : kImplicitGemmColumnStep;
   static constexpr int kParts = kOperandParts;
 };
 
@@ -102,6 +104,7 @@ struct Params {
   int share_images, share_rows, share_cols;  // of a tile of lines that a block of the cluster loads
   int groups;
   int chunks, stages;
+  int columns, lines;  // of a warpgroup's products, of a stage
   unsigned expected_bytes;
   int store_elements;
   int log2_fold_h, log2_fold_w;
@@ -235,7 +238,7 @@ struct Loader {
       const int lines = p.share_images * p.share_rows * p.share_cols;
 #pragma unroll
       for (int part = 0; part < C::kParts; ++part) {
-        copy(same_pixels, shared, to + (part * C::kPixels + row * lines) * kLine, p.input_map,
+        copy(same_pixels, shared, to + (part * p.lines + row * lines) * kLine, p.input_map,
              {channel,
               origin.w + shift_w + (p.share_cols < p.cols ? row * p.share_cols : 0) + part * p.flat_pixels,
               origin.h + shift_h + (p.share_rows < p.rows ? row * p.share_rows : 0),
@@ -328,9 +331,21 @@ __device__ inline Operands wait_for_stage(const Params<T>& p, const Ring& ring) 
   wait(ring.full + 8 * ring.stage, ring.parity);
   const unsigned weight = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
   const unsigned input = weight + static_cast<unsigned>(p.shared.weight_bytes);
-  return {wgmma_swizzled_descriptor(weight + (C::kDividesRows ? group * kTileBytes : 0), 0),
-          wgmma_swizzled_descriptor(input + (C::kDividesPixels ? group * C::kColumns * kLine : 0),
-                                    kBlock * kLine)};
+  return {
+      wgmma_swizzled_descriptor(weight + (C::kDividesRows ? group * kTileBytes : 0), 0),
+      wgmma_swizzled_descriptor(input + (C::kDividesPixels ? group * p.columns * kLine : 0), kBlock * kLine)};
+}
+
+// Calls `visit` with the columns of products, which are of kLeast to kMost steps.
+template <typename C, int kLeast = 1, int kMost = C::kColumns / C::kColumnStep, typename T, typename Visit>
+__device__ inline void with_columns(const Params<T>& p, const Visit& visit) {
+  if constexpr (kLeast == kMost) {
+    visit(std::integral_constant<int, kMost * C::kColumnStep>{});
+  } else {
+    constexpr int kMiddle = (kLeast + kMost) / 2;
+    if (p.columns > kMiddle * C::kColumnStep) return with_columns<C, kMiddle + 1, kMost>(p, visit);
+    with_columns<C, kLeast, kMiddle>(p, visit);
+  }
 }
 
 template <int kBlocks>
@@ -346,7 +361,6 @@ __device__ inline void clear(float (&sums)[kBlocks][4]) {
 template <typename C, typename T, typename Meanwhile, typename Started>
 __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<C::kAllColumns>& sums,
                                 const Meanwhile& meanwhile, const Started& started) {
-  constexpr int kColumns = C::kColumns;
   constexpr unsigned kWeightStep = sizeof(T) == 4 ? 2 : 16 * kLine / 16;  // in 16 bytes
   constexpr unsigned kInputStep = C::kBlocks ? 16 * kLine / 16 : 2;
   clear(sums);
@@ -354,17 +368,22 @@ __device__ inline void multiply(const Params<T>& p, int steps, Ring& ring, Sums<
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     const auto [a, b] = wait_for_stage<C>(p, ring);
-    wgmma_fence();
+    with_columns<C>(p, [&](auto columns) {
+      constexpr int kColumns = decltype(columns)::value;
+      wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
+      for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
-      for (int tile = 0; tile < C::kRowTiles; ++tile) {
-        auto& own = reinterpret_cast<Sums<kColumns>&>(sums[tile * kColumns / 8]);
-        multiply_lines<T, kColumns, C::kBlocks>(own, a + tile * (kTileBytes / 16) + i * kWeightStep,
-                                                b + i * kInputStep, 1);
+        for (int tile = 0; tile < C::kRowTiles; ++tile) {
+          auto& own = reinterpret_cast<Sums<kColumns>&>(sums[tile * C::kColumns / 8]);
+          multiply_lines<T, kColumns, C::kBlocks>(own, a + tile * (kTileBytes / 16) + i * kWeightStep,
+                                                  b + i * kInputStep, 1);
+        }
       }
-    }
-    wgmma_commit();
+      // Here, not behind the branches: there the compiler would commit each branch's products before that,
+      // and wait for them where it should wait for the ones before.
+      wgmma_commit();
+    });
     // These products go on while the ones before them are known to be done.
     wgmma_wait<1>();
     if (step > 0) give_back(p, previous);
@@ -392,24 +411,24 @@ __device__ inline void for_each(float (&few)[kBlocks][4], float (&sums)[kBlocks]
 inline constexpr int kLineStep = 32 / 16;  // of one product along lines of channels, in 16 bytes
 
 // Starts the products of a first and a second part.
-template <typename C, typename T>
-__device__ inline void multiply_small(Sums<C::kColumns>& sums, unsigned a, unsigned b, int adds) {
-  constexpr unsigned kWeightPart = C::kTileRows * kLine / 16, kInputPart = C::kPixels * kLine / 16;
+template <typename C, int kColumns, typename T>
+__device__ inline void multiply_small(Sums<kColumns>& sums, unsigned a, unsigned b, int adds) {
+  constexpr unsigned kWeightPart = C::kTileRows * kLine / 16;
+  constexpr unsigned kInputPart = C::kPixels / C::kColumns * kColumns * kLine / 16;
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
     const unsigned ai = a + i * kLineStep, bi = b + i * kLineStep;
-    multiply_lines<T, C::kColumns, false>(sums, ai + kWeightPart, bi, i > 0 ? 1 : adds);
-    multiply_lines<T, C::kColumns, false>(sums, ai, bi + kInputPart, 1);
+    multiply_lines<T, kColumns, false>(sums, ai + kWeightPart, bi, i > 0 ? 1 : adds);
+    multiply_lines<T, kColumns, false>(sums, ai, bi + kInputPart, 1);
   }
 }
 
 // The same of split operands. With kSmallSums, products of a first and a second part have sums of their own
 // for as long as what is cut off them is below 2^-23 of the sum of all magnitudes: eight additions a stage,
 // each cutting off less than 2^-23 of what is less than 2^-10 of that.
-template <bool kSmallSums, typename C, typename T>
-__device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring, Sums<C::kColumns>& sums) {
-  constexpr int kColumns = C::kColumns, kSmallStages = 128;
-  clear(sums);
+template <bool kSmallSums, typename C, int kColumns, typename T>
+__device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring, Sums<kColumns>& sums) {
+  constexpr int kSmallStages = 128;
 #pragma unroll 1
   for (int step = 0; step < steps;) {
     Sums<kColumns> small;
@@ -420,7 +439,7 @@ __device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring,
       Sums<kColumns> few;
       wgmma_fence();
       if constexpr (!kSmallSums) {
-        multiply_small<C, T>(few, a, b, 0);
+        multiply_small<C, kColumns, T>(few, a, b, 0);
         wgmma_commit();
         wgmma_wait<0>();
         hold(few);
@@ -430,7 +449,7 @@ __device__ inline void multiply_split(const Params<T>& p, int steps, Ring& ring,
 #pragma unroll
       for (int i = 0; i < kSteps; ++i)
         multiply_lines<T, kColumns, false>(few, a + i * kLineStep, b + i * kLineStep, !kSmallSums || i > 0);
-      if constexpr (kSmallSums) multiply_small<C, T>(small, a, b, 1);
+      if constexpr (kSmallSums) multiply_small<C, kColumns, T>(small, a, b, 1);
       wgmma_commit();
       wgmma_wait<0>();
       hold(few);
@@ -453,11 +472,15 @@ __device__ inline void sum_products(const Params<T>& p, int steps, Ring& ring, S
   } else {
     static_assert(!C::kAlternates);
     meanwhile();
-    if (alone) {
-      multiply_split<true, C>(p, steps, ring, sums);
-    } else {
-      multiply_split<false, C>(p, steps, ring, sums);
-    }
+    clear(sums);
+    with_columns<C>(p, [&](auto columns) {
+      auto& own = reinterpret_cast<Sums<decltype(columns)::value>&>(sums);
+      if (alone) {
+        multiply_split<true, C, decltype(columns)::value>(p, steps, ring, own);
+      } else {
+        multiply_split<false, C, decltype(columns)::value>(p, steps, ring, own);
+      }
+    });
   }
 }
 
@@ -469,9 +492,9 @@ __device__ inline void write_places(const Params<T>& p, const Work& work, int64_
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
 #pragma unroll
   for (int i = thread; i < C::kColumns; i += 128) {
-    const int n = i + (C::kDividesPixels ? group * C::kColumns : 0);
+    const int n = i + (C::kDividesPixels ? group * p.columns : 0);
     Origin at;
-    bool exists = true;
+    bool exists = i < p.columns;
     if constexpr (C::kBlocks) {
       at = locate_block(p, work.tile * (C::kPixels / kBlock) + n / kBlock);
       at.w += n % kBlock;
@@ -482,7 +505,7 @@ __device__ inline void write_places(const Params<T>& p, const Work& work, int64_
       }
     } else if (p.flat_pixels > 0) {
       const int pixel = work.tile * p.cols + n;
-      exists = pixel < p.flat_pixels && n < p.cols;
+      exists = exists && pixel < p.flat_pixels && n < p.cols;
       const auto by_image = p.image_pixels.divide(pixel);
       const auto by_row = p.image_w.divide(by_image.remainder);
       at = {by_image.quotient, by_row.quotient, by_row.remainder};
@@ -490,7 +513,7 @@ __device__ inline void write_places(const Params<T>& p, const Work& work, int64_
       at = locate_lines(p, work.tile);
       const auto by_row = p.cols.divide(n);
       const auto by_image = p.rows.divide(by_row.quotient);
-      exists = by_image.quotient < p.images;
+      exists = exists && by_image.quotient < p.images;
       at.image += by_image.quotient;
       at.h += by_image.remainder;
       at.w += by_row.remainder;
@@ -918,20 +941,27 @@ template <int kPhases, typename C, typename T>
 __device__ inline void store_slices(const Params<T>& p, const Work& work, int first_cout, unsigned lines,
                                     const int64_t* places, const RoundedSums<C, T>& first,
                                     const RoundedSums<C, T>& second) {
-  constexpr int kOfTile = kSlices<C, T, kPhases>, kCount = C::kRowTiles * kOfTile;
+  constexpr int kOfTile = kSlices<C, T, kPhases>;
+  // Those of products' columns.
+  constexpr int kPlaces = kLine / static_cast<int>(sizeof(T)) / kPhases;
+  const int slices = (p.columns + kPlaces - 1) / kPlaces;
   const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   with_own_rows(p, [&](auto own_rows) {
     constexpr bool kOwnRows = decltype(own_rows)::value;
 #pragma unroll 1
-    for (int slice = 0; slice < kCount; ++slice) {
-      sync_lines<kOwnRows>();  // what was laid out before has been copied
-      with_constant<kCount>(slice, [&](int i) { lay_slice<kPhases, kOwnRows, C>(lines, i, first, second); });
-      sync_lines<kOwnRows>();
-      const int cout = first_cout + slice / kOfTile * kRows;
+    for (int tile = 0; tile < C::kRowTiles; ++tile) {
+      const int cout = first_cout + tile * kRows;
       const Destination<T> to = {
           p.output + ((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.output_stride.c,
           p.cout_per_group - cout, places};
-      copy_slice<kPhases, kOwnRows>(p, lines, slice % kOfTile, to);
+#pragma unroll 1
+      for (int slice = 0; slice < slices; ++slice) {
+        sync_lines<kOwnRows>();  // what was laid out before has been copied
+        with_constant<C::kRowTiles * kOfTile>(
+            tile * kOfTile + slice, [&](int i) { lay_slice<kPhases, kOwnRows, C>(lines, i, first, second); });
+        sync_lines<kOwnRows>();
+        copy_slice<kPhases, kOwnRows>(p, lines, slice, to);
+      }
     }
   });
 }
@@ -940,8 +970,8 @@ __device__ inline void store_slices(const Params<T>& p, const Work& work, int fi
 __device__ inline int order_barrier(int group) { return 1 + kGroups + group; }
 
 template <typename C, typename T>
-__device__ inline void multiply_works(const Params<T>& p, unsigned stages, unsigned output, int64_t* places,
-                                      unsigned full, unsigned empty) {
+__device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stages, unsigned output,
+                                               int64_t* places, unsigned full, unsigned empty) {
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
   Ring ring = {stages, full, empty};
   const unsigned lines = output + group * static_cast<unsigned>(kImplicitGemmOutputBytes);
@@ -1174,11 +1204,13 @@ cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, 
   }
   p.chunks = t.chunks;
   p.stages = t.stages;
+  p.columns = t.columns();
+  p.lines = t.lines();
   p.shared = implicit_gemm_shared(t);
   p.groups = static_cast<int>(problem.groups);
-  const int lines = t.blocks ? C::kPixels : t.images * t.rows * t.cols;
+  const int copied = t.blocks ? C::kPixels : t.images * t.rows * t.cols;
   p.expected_bytes =
-      static_cast<unsigned>(p.shared.weight_bytes) + static_cast<unsigned>(C::kParts * lines * kLine);
+      static_cast<unsigned>(p.shared.weight_bytes) + static_cast<unsigned>(C::kParts * copied * kLine);
   p.store_elements = t.store_elements;
   while (!is_aligned(problem.output, p.store_elements * sizeof(T))) p.store_elements /= 2;
   p.output_channels_last = problem.output_channels_last;
@@ -1198,11 +1230,12 @@ cudaError_t launch_for(const Problem& problem, const ImplicitGemmLaunch& launch,
   if constexpr (kIndex < kImplicitGemmConfigCount) {
     if (launch.config != kIndex || launch.parts != kParts)
       return launch_for<T, kParts, kIndex + 1>(problem, launch, workspace, stream);
-    if constexpr (sizeof(T) == 2) {
+    constexpr ImplicitGemmConfig kSizes = kImplicitGemmConfigs[kIndex];
+    if constexpr (sizeof(T) == 2 && !kSizes.alternates) {
       if (launch.blocks) return launch_config<Config<kIndex, true, 1>, T>(problem, launch, workspace, stream);
     }
+    if (launch.blocks) return cudaErrorInvalidValue;
     // The sums of split operands are there twice.
-    constexpr ImplicitGemmConfig kSizes = kImplicitGemmConfigs[kIndex];
     if constexpr (kParts == 1 || (kSizes.columns() == 128 && !kSizes.alternates)) {
       return launch_config<Config<kIndex, false, kParts>, T>(problem, launch, workspace, stream);
     } else {

@@ -92,49 +92,77 @@ __device__ inline unsigned wgmma_swizzled_descriptor(unsigned address, unsigned 
   return column_pitch / 16 << 16 | (address / 16 & 0x3fff);
 }
 
-#define CONVT_REGISTERS_0                                                  \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define CONVT_REGISTERS_1                                                            \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define CONVT_REGISTERS_2                                                            \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define CONVT_REGISTERS_3                                                                        \
-  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define CONVT_BLOCK(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define CONVT_BLOCKS(c, i)                                                                \
-  CONVT_BLOCK(c, i), CONVT_BLOCK(c, i + 1), CONVT_BLOCK(c, i + 2), CONVT_BLOCK(c, i + 3), \
-      CONVT_BLOCK(c, i + 4), CONVT_BLOCK(c, i + 5), CONVT_BLOCK(c, i + 6), CONVT_BLOCK(c, i + 7)
+inline constexpr int kWgmmaColumnStep = 16, kWgmmaMostColumns = 256;  // of the products here
 
-// A and B are the numbers of the operands after the sums.
-#define CONVT_WGMMA_LINES(SHAPE, TYPE, REGISTERS, A, B, HIGH, ADDS, LAYOUTS, ...)                    \
-  asm volatile("{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {" A ", " HIGH "};\nmov.b64 b, {" B \
-               ", " HIGH "};\nsetp.ne.b32 adds, " ADDS ", 0;\nwgmma.mma_async.sync.aligned." SHAPE   \
-               ".f32." TYPE "." TYPE " {" REGISTERS "}, a, b, adds, 1, 1" LAYOUTS ";\n}\n"           \
-               : __VA_ARGS__                                                                         \
+#define CONVT_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define CONVT_REGISTERS_32 CONVT_REGISTERS_16 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define CONVT_REGISTERS_48 CONVT_REGISTERS_32 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define CONVT_REGISTERS_64 CONVT_REGISTERS_48 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define CONVT_REGISTERS_80 CONVT_REGISTERS_64 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define CONVT_REGISTERS_96 CONVT_REGISTERS_80 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define CONVT_REGISTERS_112 CONVT_REGISTERS_96 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define CONVT_REGISTERS_128 CONVT_REGISTERS_112 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define CONVT_REGISTERS_144 CONVT_REGISTERS_128 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define CONVT_REGISTERS_160 CONVT_REGISTERS_144 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define CONVT_REGISTERS_176 CONVT_REGISTERS_160 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define CONVT_REGISTERS_192 CONVT_REGISTERS_176 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define CONVT_REGISTERS_208 CONVT_REGISTERS_192 ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define CONVT_REGISTERS_224 CONVT_REGISTERS_208 ", %104, %105, %106, %107, %108, %109, %110, %111"
+#define CONVT_REGISTERS_240 CONVT_REGISTERS_224 ", %112, %113, %114, %115, %116, %117, %118, %119"
+#define CONVT_REGISTERS_256 CONVT_REGISTERS_240 ", %120, %121, %122, %123, %124, %125, %126, %127"
+
+#define CONVT_BLOCK(c, i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define CONVT_SUMS_16(c) CONVT_BLOCK(c, 0), CONVT_BLOCK(c, 1)
+#define CONVT_SUMS_32(c) CONVT_SUMS_16(c), CONVT_BLOCK(c, 2), CONVT_BLOCK(c, 3)
+#define CONVT_SUMS_48(c) CONVT_SUMS_32(c), CONVT_BLOCK(c, 4), CONVT_BLOCK(c, 5)
+#define CONVT_SUMS_64(c) CONVT_SUMS_48(c), CONVT_BLOCK(c, 6), CONVT_BLOCK(c, 7)
+#define CONVT_SUMS_80(c) CONVT_SUMS_64(c), CONVT_BLOCK(c, 8), CONVT_BLOCK(c, 9)
+#define CONVT_SUMS_96(c) CONVT_SUMS_80(c), CONVT_BLOCK(c, 10), CONVT_BLOCK(c, 11)
+#define CONVT_SUMS_112(c) CONVT_SUMS_96(c), CONVT_BLOCK(c, 12), CONVT_BLOCK(c, 13)
+#define CONVT_SUMS_128(c) CONVT_SUMS_112(c), CONVT_BLOCK(c, 14), CONVT_BLOCK(c, 15)
+#define CONVT_SUMS_144(c) CONVT_SUMS_128(c), CONVT_BLOCK(c, 16), CONVT_BLOCK(c, 17)
+#define CONVT_SUMS_160(c) CONVT_SUMS_144(c), CONVT_BLOCK(c, 18), CONVT_BLOCK(c, 19)
+#define CONVT_SUMS_176(c) CONVT_SUMS_160(c), CONVT_BLOCK(c, 20), CONVT_BLOCK(c, 21)
+#define CONVT_SUMS_192(c) CONVT_SUMS_176(c), CONVT_BLOCK(c, 22), CONVT_BLOCK(c, 23)
+#define CONVT_SUMS_208(c) CONVT_SUMS_192(c), CONVT_BLOCK(c, 24), CONVT_BLOCK(c, 25)
+#define CONVT_SUMS_224(c) CONVT_SUMS_208(c), CONVT_BLOCK(c, 26), CONVT_BLOCK(c, 27)
+#define CONVT_SUMS_240(c) CONVT_SUMS_224(c), CONVT_BLOCK(c, 28), CONVT_BLOCK(c, 29)
+#define CONVT_SUMS_256(c) CONVT_SUMS_240(c), CONVT_BLOCK(c, 30), CONVT_BLOCK(c, 31)
+
+// The operands after the sums are A, B, HIGH and ADDS.
+#define CONVT_WGMMA_LINES(COLUMNS, DEPTH, TYPE, LAYOUTS, A, B, HIGH, ADDS)                                 \
+  if constexpr (kColumns == COLUMNS)                                                                       \
+  asm volatile("{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {%" #A ", %" #HIGH "};\nmov.b64 b, {%" #B \
+               ", %" #HIGH "};\nsetp.ne.b32 adds, %" #ADDS                                                 \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #COLUMNS DEPTH ".f32." TYPE "." TYPE              \
+               " {" CONVT_REGISTERS_##COLUMNS "}, a, b, adds, 1, 1" LAYOUTS ";\n}\n"                       \
+               : CONVT_SUMS_##COLUMNS(c)                                                                   \
                : "r"(a), "r"(b), "r"(kWgmmaSwizzledHigh), "r"(adds))
 
-#define CONVT_WGMMA_COLUMNS(DEPTH, TYPE, LAYOUTS)                                                           \
-  if constexpr (kColumns == 128) {                                                                          \
-    CONVT_WGMMA_LINES("m64n128" DEPTH, TYPE, CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1, "%64", "%65", "%66", \
-                      "%67", LAYOUTS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8));                              \
-  } else {                                                                                                  \
-    static_assert(kColumns == 256);                                                                         \
-    CONVT_WGMMA_LINES("m64n256" DEPTH, TYPE,                                                                \
-                      CONVT_REGISTERS_0 ", " CONVT_REGISTERS_1 ", " CONVT_REGISTERS_2                       \
-                                        ", " CONVT_REGISTERS_3,                                             \
-                      "%128", "%129", "%130", "%131", LAYOUTS, CONVT_BLOCKS(c, 0), CONVT_BLOCKS(c, 8),      \
-                      CONVT_BLOCKS(c, 16), CONVT_BLOCKS(c, 24));                                            \
-  }
+#define CONVT_WGMMA_COLUMNS(DEPTH, TYPE, LAYOUTS)                   \
+  CONVT_WGMMA_LINES(16, DEPTH, TYPE, LAYOUTS, 8, 9, 10, 11);        \
+  CONVT_WGMMA_LINES(32, DEPTH, TYPE, LAYOUTS, 16, 17, 18, 19);      \
+  CONVT_WGMMA_LINES(48, DEPTH, TYPE, LAYOUTS, 24, 25, 26, 27);      \
+  CONVT_WGMMA_LINES(64, DEPTH, TYPE, LAYOUTS, 32, 33, 34, 35);      \
+  CONVT_WGMMA_LINES(80, DEPTH, TYPE, LAYOUTS, 40, 41, 42, 43);      \
+  CONVT_WGMMA_LINES(96, DEPTH, TYPE, LAYOUTS, 48, 49, 50, 51);      \
+  CONVT_WGMMA_LINES(112, DEPTH, TYPE, LAYOUTS, 56, 57, 58, 59);     \
+  CONVT_WGMMA_LINES(128, DEPTH, TYPE, LAYOUTS, 64, 65, 66, 67);     \
+  CONVT_WGMMA_LINES(144, DEPTH, TYPE, LAYOUTS, 72, 73, 74, 75);     \
+  CONVT_WGMMA_LINES(160, DEPTH, TYPE, LAYOUTS, 80, 81, 82, 83);     \
+  CONVT_WGMMA_LINES(176, DEPTH, TYPE, LAYOUTS, 88, 89, 90, 91);     \
+  CONVT_WGMMA_LINES(192, DEPTH, TYPE, LAYOUTS, 96, 97, 98, 99);     \
+  CONVT_WGMMA_LINES(208, DEPTH, TYPE, LAYOUTS, 104, 105, 106, 107); \
+  CONVT_WGMMA_LINES(224, DEPTH, TYPE, LAYOUTS, 112, 113, 114, 115); \
+  CONVT_WGMMA_LINES(240, DEPTH, TYPE, LAYOUTS, 120, 121, 122, 123); \
+  CONVT_WGMMA_LINES(256, DEPTH, TYPE, LAYOUTS, 128, 129, 130, 131);
 
 // c += a * b, or = a * b where `adds` is 0, 32 bytes of channels of 64 rows and kColumns columns. Of 16-bit
 // elements the lines of `a` are channels, 64 rows each, and those of `b` are channels where kTurned, else
 // columns. Of TF32 all lines are rows or columns.
 template <typename T, int kColumns, bool kTurned>
 __device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, unsigned b, int adds) {
+  static_assert(kColumns % kWgmmaColumnStep == 0 && 0 < kColumns && kColumns <= kWgmmaMostColumns);
   if constexpr (std::is_same_v<T, float>) {
     static_assert(!kTurned);
     CONVT_WGMMA_COLUMNS("k8", "tf32", "")
@@ -155,12 +183,39 @@ __device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, u
 
 #undef CONVT_WGMMA_COLUMNS
 #undef CONVT_WGMMA_LINES
-#undef CONVT_BLOCKS
+#undef CONVT_SUMS_256
+#undef CONVT_SUMS_240
+#undef CONVT_SUMS_224
+#undef CONVT_SUMS_208
+#undef CONVT_SUMS_192
+#undef CONVT_SUMS_176
+#undef CONVT_SUMS_160
+#undef CONVT_SUMS_144
+#undef CONVT_SUMS_128
+#undef CONVT_SUMS_112
+#undef CONVT_SUMS_96
+#undef CONVT_SUMS_80
+#undef CONVT_SUMS_64
+#undef CONVT_SUMS_48
+#undef CONVT_SUMS_32
+#undef CONVT_SUMS_16
 #undef CONVT_BLOCK
-#undef CONVT_REGISTERS_3
-#undef CONVT_REGISTERS_2
-#undef CONVT_REGISTERS_1
-#undef CONVT_REGISTERS_0
+#undef CONVT_REGISTERS_256
+#undef CONVT_REGISTERS_240
+#undef CONVT_REGISTERS_224
+#undef CONVT_REGISTERS_208
+#undef CONVT_REGISTERS_192
+#undef CONVT_REGISTERS_176
+#undef CONVT_REGISTERS_160
+#undef CONVT_REGISTERS_144
+#undef CONVT_REGISTERS_128
+#undef CONVT_REGISTERS_112
+#undef CONVT_REGISTERS_96
+#undef CONVT_REGISTERS_80
+#undef CONVT_REGISTERS_64
+#undef CONVT_REGISTERS_48
+#undef CONVT_REGISTERS_32
+#undef CONVT_REGISTERS_16
 
 // Writes four 8 x 8 matrices of 16-bit elements, transposed; lane i passes the address for column i % 8 of
 // matrix i / 8, and of each matrix the elements that the C fragment has.
