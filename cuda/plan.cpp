@@ -521,11 +521,12 @@ std::string describe(const Plan& plan) {
     }
     line << " flat=" << t.flat << " fold=" << t.fold_h << "x" << t.fold_w << " phases=" << t.phases() << "x"
          << t.phases_together << " couts=" << t.cout_tiles << " pixel_tiles=" << t.pixel_tiles
-         << " cluster=" << t.cluster_rows << "x" << t.cluster_pixels << " chunks=" << t.chunks
-         << " stages=" << t.stages << " alternate=" << sizes.alternates
-         << " turns=" << (t.turns_input ? "input" : "") << (t.turns_weight ? "+weight" : "")
-         << " stores=" << t.store_elements << " workspace=" << t.workspace_bytes
-         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
+         << " columns=" << t.columns() << " cluster=" << t.cluster_rows << "x" << t.cluster_pixels
+         << " splits=" << t.splits << " chunks=" << t.chunks << " stages=" << t.stages
+         << " alternate=" << sizes.alternates << " turns=" << (t.turns_input ? "input" : "")
+         << (t.turns_weight ? "+weight" : "") << " stores=" << t.store_elements
+         << " workspace=" << t.workspace_bytes << " shared=" << t.shared_bytes << " works=" << t.works()
+         << " blocks=" << t.grid;
     line << describe_precision(t);
   }
   if (plan.kernel == Kernel::kScatterGemm) {

@@ -68,8 +68,9 @@ struct Search {
     const ImplicitGemmConfig& sizes = t.sizes();
     const double rounds = std::ceil(static_cast<double>(t.works()) * t.cluster() / t.grid);
     const double kernel_w = static_cast<double>(problem.w.kernel);
-    const double all_steps = static_cast<double>(problem.h.kernel) * kernel_w * t.chunks;
-    const double most_steps = static_cast<double>(most_taps(t.phases_h)) * t.chunks *
+    const double chunks = static_cast<double>(ceil_div(t.chunks, t.splits));
+    const double all_steps = static_cast<double>(problem.h.kernel) * kernel_w * chunks;
+    const double most_steps = static_cast<double>(most_taps(t.phases_h)) * chunks *
                               (t.phases_together == 1 ? most_taps(t.phases_w) : kernel_w);
     const double steps = std::max(most_steps, rounds * all_steps / static_cast<double>(t.phases()));
     // Blocks of a cluster wait for each other, which a shared weight makes up for where operands are split
@@ -85,7 +86,7 @@ struct Search {
     const double loads = static_cast<double>(kImplicitGemmLine * parts) *
                          (sizes.rows / shared_weight + shared_pixels * t.lines());
     const bool waits_pay = parts > 1 && (even || t.cluster_pixels == 1);
-    const double waits = t.cluster() == 1 || waits_pay ? 1 : 1.05;
+    const double waits = !t.shares_copies() || waits_pay ? 1 : 1.05;
     // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
     double products = size == 2 ? 0.016 : 0.015;
     if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : 1.12);
@@ -144,11 +145,12 @@ struct Search {
     const double rows_cost = size == 4 && problem.output_channels_last ? 1 + 0.0002 * t.cols : 1;
     const double memory = 0.00057 * rows_cost * (input + output);
     return 7000 +
-           (t.cluster() == 1 ? 0
-            : parts == 1     ? 1500
-            : t.fold() == 1  ? 0
-                             : 1000) +
-           turn + (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
+           (!t.shares_copies() ? 0
+            : parts == 1       ? 1500
+            : t.fold() == 1    ? 0
+                               : 1000) +
+           (t.splits == 1 ? 0 : 2500 + 0.02 * static_cast<double>(implicit_gemm_split_bytes(t))) + turn +
+           (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
   }
 
   void consider(ImplicitGemmLaunch launch) const {
@@ -164,6 +166,7 @@ struct Search {
     launch.shared_bytes = shared.bytes;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
     launch.cout_tiles = ceil_div(problem.cout_per_group, sizes.rows);
+    consider_splits(launch);
     for (const auto& [rows, pixels] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
       launch.cluster_rows = rows;
       launch.cluster_pixels = pixels;
@@ -184,6 +187,21 @@ struct Search {
       const int64_t resident = device.sm_count / launch.cluster();
       if (resident == 0) continue;
       launch.grid = static_cast<int>(std::min<int64_t>(launch.works(), resident) * launch.cluster());
+      visit(launch, cycles(launch));
+    }
+  }
+
+  // Blocks that divide channels where there are fewer tiles than multiprocessors.
+  void consider_splits(ImplicitGemmLaunch launch) const {
+    if (launch.sizes().alternates || launch.phases_together > 1) return;
+    for (launch.splits = 2; launch.splits <= std::min(launch.chunks, kImplicitGemmMaxSplits);
+         launch.splits *= 2) {
+      const double blocks = static_cast<double>(launch.cout_tiles) * static_cast<double>(launch.pixel_tiles) *
+                            static_cast<double>(launch.phases()) * static_cast<double>(launch.groups) *
+                            launch.splits;
+      const size_t stages = implicit_gemm_shared(launch).output;
+      if (blocks > device.sm_count || implicit_gemm_split_bytes(launch) > stages) return;
+      launch.grid = static_cast<int>(launch.works()) * launch.splits;
       visit(launch, cycles(launch));
     }
   }
@@ -259,16 +277,24 @@ struct Search {
       launch.cols = cols;
       launch.rows = static_cast<int>(std::min<int64_t>(launch.places_h, pixels / cols));
       launch.rows = static_cast<int>(ceil_div(launch.places_h, ceil_div(launch.places_h, launch.rows)));
-      launch.images = static_cast<int>(std::min<int64_t>(problem.batch, pixels / (cols * launch.rows)));
       launch.tiles_w = ceil_div(launch.places_w, cols);
       launch.tiles_h = ceil_div(launch.places_h, launch.rows);
-      launch.image_tiles = ceil_div(problem.batch, launch.images);
-      const double tiles = static_cast<double>(launch.tiles_w) * static_cast<double>(launch.tiles_h) *
-                           static_cast<double>(launch.image_tiles);
-      if (tiles >= static_cast<double>(kMaxCoordinate)) continue;
-      launch.pixel_tiles = launch.tiles_w * launch.tiles_h * launch.image_tiles;
-      set_weight(launch);
+      const int images = static_cast<int>(std::min<int64_t>(problem.batch, pixels / (cols * launch.rows)));
+      consider_images(launch, images);
+      // Batches are powers of two.
+      const int power = static_cast<int>(next_power_of_two(images + 1) / 2);
+      if (power < images) consider_images(launch, power);
     }
+  }
+
+  void consider_images(ImplicitGemmLaunch launch, int images) const {
+    launch.images = images;
+    launch.image_tiles = ceil_div(problem.batch, images);
+    const double tiles = static_cast<double>(launch.tiles_w) * static_cast<double>(launch.tiles_h) *
+                         static_cast<double>(launch.image_tiles);
+    if (tiles >= static_cast<double>(kMaxCoordinate)) return;
+    launch.pixel_tiles = launch.tiles_w * launch.tiles_h * launch.image_tiles;
+    set_weight(launch);
   }
 
   void consider_blocks(ImplicitGemmLaunch launch) const {

@@ -33,6 +33,7 @@ inline constexpr int kImplicitGemmBlock = 64;  // pixels that lie side by side, 
 inline constexpr int kImplicitGemmMaxStages = 8;
 // Products have as many columns as hold a warpgroup's share of a tile of lines, a multiple of this.
 inline constexpr int kImplicitGemmColumnStep = 16;
+inline constexpr int kImplicitGemmMaxSplits = 8;  // blocks of a cluster
 
 // Outputs are numbered by places and phases along each axis: output o is phase o mod stride of place o div
 // stride, and has the same taps as the same phase of any other place. A piece of work is some output channels
@@ -61,6 +62,8 @@ struct ImplicitGemmLaunch {
   // Pieces of work: thread blocks of a cluster take `cluster_rows` tiles of output channels of
   // `cluster_pixels` tiles of places, and load for each other what they share.
   int cluster_rows = 1, cluster_pixels = 1;
+  // Or the blocks of a cluster divide the chunks of one piece of work between them, and do no other.
+  int splits = 1;
   int64_t cout_tiles = 1, tiles_w = 1, tiles_h = 1, image_tiles = 1, groups = 1;
   int64_t pixel_tiles = 1;
   int chunks = 1;  // of a line's channels
@@ -85,7 +88,8 @@ struct ImplicitGemmLaunch {
   int lines() const { return columns() * (sizes().pixels / sizes().columns()); }
   int chunk() const { return kImplicitGemmLine / element_size; }
   int fold() const { return fold_h * fold_w; }
-  int cluster() const { return cluster_rows * cluster_pixels; }
+  bool shares_copies() const { return cluster_rows * cluster_pixels > 1; }
+  int cluster() const { return cluster_rows * cluster_pixels * splits; }
   int64_t phases() const { return int64_t{phases_h.stride} * phases_w.stride / phases_together; }
   int64_t cout_groups() const { return (cout_tiles + cluster_rows - 1) / cluster_rows; }
   int64_t pixel_groups() const { return (pixel_tiles + cluster_pixels - 1) / cluster_pixels; }
@@ -129,6 +133,14 @@ struct ImplicitGemmShared {
 inline constexpr size_t kImplicitGemmOutputPitch = kImplicitGemmLine + 16;
 // Of a warpgroup: 16 lines of each warp, or a line for each of 64 pixels.
 inline constexpr size_t kImplicitGemmOutputBytes = 64 * kImplicitGemmOutputPitch;
+
+// Of the sums that a block takes over from others with which it divides channels, in the stages.
+inline size_t implicit_gemm_split_bytes(const ImplicitGemmLaunch& launch) {
+  const int slice = kImplicitGemmLine / launch.element_size;  // columns
+  const int slices = (launch.columns() + slice - 1) / slice;
+  const size_t own = static_cast<size_t>((slices + launch.splits - 1) / launch.splits);
+  return static_cast<size_t>(launch.splits - 1) * own * slice * 64 * sizeof(float) * kImplicitGemmGroups;
+}
 
 inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch) {
   const ImplicitGemmConfig& sizes = launch.sizes();

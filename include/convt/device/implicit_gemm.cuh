@@ -20,6 +20,9 @@
 // Of NCHW with stride 2 along W, both phases of a place are multiplied one after the other, and the first
 // one's outputs wait in registers, rounded, to be stored beside the second's.
 //
+// Where there are fewer tiles than multiprocessors, the blocks of a cluster divide channels between them, and
+// each adds up a part of the sums, which the others write to its shared memory.
+//
 // Neighbouring phases of NCHW may be rows of one product (convt/implicit_gemm.h): sizes, strides of places
 // and phases are then those of the folded problem.
 //
@@ -95,7 +98,7 @@ struct Params {
   int clusters, works;                                            // of clusters
   Divisor<int> cout_groups, phases, phase_columns, pixel_groups;  // of works, innermost first; then groups
   Divisor<int> tiles_before_turn;  // tiles of places after which the phases are taken in another order
-  int cluster_rows, cluster_pixels;
+  int cluster_rows, cluster_pixels, splits;
   Divisor<int> tiles_w, tiles_h;  // of lines; blocks of a row, rows
   Divisor<int> cols, rows;        // of a tile of lines
   int images;
@@ -119,11 +122,29 @@ struct Work {
   int phase_h, phase_w;   // the first of them along W
 };
 
-// This block's number in its cluster: along the tiles of output channels first.
+// This block's number in its cluster: along the tiles of output channels first. Splits have no others.
 template <typename T>
 __device__ inline int cluster_rank(const Params<T>& p) {
   return static_cast<int>(blockIdx.x) % (p.cluster_rows * p.cluster_pixels);
 }
+
+// The first piece of work of this block's cluster.
+template <typename T>
+__device__ inline int first_work(const Params<T>& p) {
+  return static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels * p.splits);
+}
+
+// The chunks of channels that this block multiplies.
+struct Chunks {
+  int first, end;
+
+  template <typename T>
+  __device__ explicit Chunks(const Params<T>& p) {
+    const int split = static_cast<int>(blockIdx.x) % p.splits;
+    first = split * p.chunks / p.splits;
+    end = (split + 1) * p.chunks / p.splits;
+  }
+};
 
 template <typename C, typename T>
 __device__ inline Work locate(const Params<T>& p, int number) {
@@ -257,9 +278,9 @@ __device__ inline void load_works(const Params<T>& p, unsigned stages, unsigned 
   prefetch_map(p.weight_map);
   prefetch_map(p.input_map);
   if (p.after_turning) wait_for_previous_kernel();
+  const Chunks chunks(p);
   int stage = 0, parity = 1;
-  for (int number = static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels); number < p.works;
-       number += p.clusters) {
+  for (int number = first_work(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
     const Origin origin = C::kBlocks ? Origin{} : locate_lines(p, work.tile);
     const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
@@ -271,7 +292,7 @@ __device__ inline void load_works(const Params<T>& p, unsigned stages, unsigned 
 #pragma unroll 1
         for (int j = 0; j < w.count; ++j) {
 #pragma unroll 1
-          for (int chunk = 0; chunk < p.chunks; ++chunk) {
+          for (int chunk = chunks.first; chunk < chunks.end; ++chunk) {
             wait(empty + 8 * stage, parity);
             const unsigned to = stages + stage * static_cast<unsigned>(p.shared.stage_bytes);
             const int channel = chunk * Loader<C, T>::kChunk;
@@ -588,6 +609,47 @@ struct RoundedSums<C, float> {
   __device__ explicit RoundedSums(const Sums<C::kAllColumns>& rounded) : sums(rounded) {}
   __device__ unsigned word(int j, int half, int k) const { return __float_as_uint(sums[j][2 * half + k]); }
 };
+
+// Adds up the sums of the blocks of a cluster that divide channels between them. Each block takes every
+// splits-th slice of the outputs, and what others have of those; its stages are free by then.
+template <typename C, typename T>
+__device__ inline void add_splits(const Params<T>& p, unsigned stages, Sums<C::kAllColumns>& sums) {
+  constexpr int kBlocks = kLine / static_cast<int>(sizeof(T)) / 8, kSlices = C::kColumns / 8 / kBlocks;
+  const int rank = static_cast<int>(blockIdx.x) % p.splits;
+  const int slices = (p.columns + 8 * kBlocks - 1) / (8 * kBlocks);
+  const int most_own = (slices + p.splits - 1) / p.splits;
+  constexpr unsigned kBytes = 16 * kMultipliers;  // of four sums of every thread
+  // Where the sums of sender `slot` for the receiver's slice `own` lie, in the receiver.
+  const auto place = [&](int slot, int own) {
+    return stages + static_cast<unsigned>(slot * most_own + own) * kBlocks * kBytes + 16 * threadIdx.x;
+  };
+  sync_cluster();  // everybody has read its stages
+  for (int owner = 0, own = 0, slice = 0; slice < slices; ++slice) {
+    if (owner != rank) {
+      const unsigned to = address_at(place(rank - (rank > owner ? 1 : 0), own), owner);
+      with_constant<kSlices>(slice, [&](int i) {
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j) store_at(to + j * kBytes, sums[i * kBlocks + j]);
+      });
+    }
+    if (++owner == p.splits) owner = 0, ++own;
+  }
+  sync_cluster();
+  for (int own = 0, slice = rank; slice < slices; slice += p.splits, ++own) {
+    with_constant<kSlices>(slice, [&](int i) {
+#pragma unroll 1
+      for (int slot = 0; slot < p.splits - 1; ++slot) {
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j) {
+          const uint4 x = load_words(place(slot, own) + j * kBytes);
+          float (&sum)[4] = sums[i * kBlocks + j];
+          sum[0] += __uint_as_float(x.x), sum[1] += __uint_as_float(x.y);
+          sum[2] += __uint_as_float(x.z), sum[3] += __uint_as_float(x.w);
+        }
+      }
+    });
+  }
+}
 
 // A lane's output channels are two of each 64 rows.
 template <typename C>
@@ -955,7 +1017,7 @@ __device__ inline void store_slices(const Params<T>& p, const Work& work, int fi
           p.output + ((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.output_stride.c,
           p.cout_per_group - cout, places};
 #pragma unroll 1
-      for (int slice = 0; slice < slices; ++slice) {
+      for (int slice = static_cast<int>(blockIdx.x) % p.splits; slice < slices; slice += p.splits) {
         sync_lines<kOwnRows>();  // what was laid out before has been copied
         with_constant<C::kRowTiles * kOfTile>(
             tile * kOfTile + slice, [&](int i) { lay_slice<kPhases, kOwnRows, C>(lines, i, first, second); });
@@ -977,12 +1039,13 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
   const unsigned lines = output + group * static_cast<unsigned>(kImplicitGemmOutputBytes);
   const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   places += group * C::kColumns;
+  const Chunks chunks(p);
   int works_of_other = group;  // before the next own one
-  for (int number = static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels); number < p.works;
-       number += p.clusters) {
+  for (int number = first_work(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
     const int first_cout = work.cout + (C::kDividesRows ? group * kRows : 0);
-    const int row_steps = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * p.chunks;
+    const int row_steps =
+        PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * (chunks.end - chunks.first);
     const auto steps = [&](int phase) {
       return row_steps * PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count;
     };
@@ -1015,6 +1078,9 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
     };
     Sums<C::kAllColumns> sums;
     sum_products<C>(p, steps(0), ring, sums, true, meanwhile, [&] { let_other_multiply(0); });
+    if constexpr (!C::kAlternates) {
+      if (p.splits > 1) add_splits<C>(p, stages, sums);
+    }
     sync_threads<128>(1 + group);
     add_bias<C>(bias, sums);
     const RoundedSums<C, T> first(sums);
@@ -1062,6 +1128,10 @@ __global__ void __launch_bounds__(kThreads, 1) implicit_gemm_kernel(const __grid
     release_registers<kLoadRegisters>();
     if (thread == kMultipliers) load_works<C>(p, stages, full, empty);
     __syncwarp();
+    if (p.splits > 1) {
+      sync_cluster();
+      sync_cluster();
+    }
   }
   if (blocks > 1) sync_cluster();
 #endif
@@ -1186,6 +1256,7 @@ cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, 
   p.tiles_before_turn = std::max(p.clusters / (p.cout_groups * p.phases), 1);
   p.cluster_rows = t.cluster_rows;
   p.cluster_pixels = t.cluster_pixels;
+  p.splits = t.splits;
   p.tiles_w = static_cast<int>(t.tiles_w);
   p.tiles_h = static_cast<int>(t.tiles_h);
   p.cols = t.cols;

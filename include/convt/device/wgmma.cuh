@@ -293,6 +293,18 @@ __device__ inline void arrive_at(unsigned barrier, int rank) {
       : "memory");
 }
 
+// The shared memory of block `rank` of the cluster that lies where `address` does in this one.
+__device__ inline unsigned address_at(unsigned address, int rank) {
+  unsigned there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+__device__ inline void store_at(unsigned there, const float (&x)[4]) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(there), "f"(x[0]), "f"(x[1]),
+               "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+
 // A barrier of all threads of the cluster that have not ended.
 __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
