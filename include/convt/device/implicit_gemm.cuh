@@ -200,72 +200,83 @@ __device__ inline Origin locate_block(const Params<T>& p, int block) {
   return {by_row.quotient, by_row.remainder, by_col.remainder * kBlock};
 }
 
+// What this block copies: its shares of what it has in common with the other block of its cluster.
 template <typename C, typename T>
 struct Loader {
-  const Params<T>& p;
-  const int rank = cluster_rank(p);
-  const int row = rank % p.cluster_rows, column = rank / p.cluster_rows;
-  // The blocks that take the same places, and those that take the same output channels.
-  const unsigned same_pixels = ((1u << p.cluster_rows) - 1) << (column * p.cluster_rows);
-  const unsigned same_rows = (p.cluster_pixels > 1 ? 1u | 1u << p.cluster_rows : 1u) << row;
-
   static constexpr int kChunk = kLine / sizeof(T);
+  static constexpr int kTileBlocks = C::kPixels / kBlock;
 
-  __device__ void copy(unsigned blocks, bool shared, unsigned destination, const CUtensorMap& map,
+  const Params<T>& p;
+  // The bits of the blocks that take the same places, and of those that take the same output channels.
+  const bool shares_input = p.cluster_rows > 1, shares_weight = p.cluster_pixels > 1;
+  const unsigned same_pixels = shares_input ? 3 : 1, same_rows = shares_weight ? 3 : 1;
+  const int rank = cluster_rank(p), row = shares_input ? rank : 0;
+  const int first_weight_line = shares_weight ? rank * ((sizeof(T) == 4 ? C::kTileRows : kChunk) / 2) : 0;
+  // One side of a tile of lines is divided.
+  const int first_line = row * p.share_images * p.share_rows * p.share_cols;
+  const int first_image = p.share_images < p.images ? row * p.share_images : 0;
+  const int first_row = p.share_rows < p.rows ? row * p.share_rows : 0;
+  const int first_col = p.share_cols < p.cols ? row * p.share_cols : 0;
+  const int first_block = row * (kTileBlocks / 2), blocks = shares_input ? kTileBlocks / 2 : kTileBlocks;
+
+  __device__ void copy(unsigned to_blocks, bool shared, unsigned destination, const CUtensorMap& map,
                        const BoxPlace& place, unsigned barrier) const {
     if (shared) {
-      copy_box_to(blocks, destination, map, place, barrier);
+      copy_box_to(to_blocks, destination, map, place, barrier);
     } else {
       copy_box(destination, map, place, barrier);
     }
   }
 
-  // This block's share of the weight of a tap.
+  // Where the input of this block's share of a tile begins, without shift.
+  __device__ Origin locate(const Work& work) const {
+    if constexpr (C::kBlocks) return locate_block(p, work.tile * kTileBlocks + first_block);
+    const Origin origin = locate_lines(p, work.tile);
+    return {origin.image + first_image, origin.h + first_row, origin.w + first_col};
+  }
+
+  // The weight of a tap.
   __device__ void weight(const Work& work, int tap_h, int tap_w, int channel, unsigned to,
                          unsigned barrier) const {
-    const bool shared = p.cluster_pixels > 1;
+    to += first_weight_line * kLine;
     if constexpr (sizeof(T) == 4) {
-      const int share = C::kTileRows / p.cluster_pixels * column;
 #pragma unroll
       for (int part = 0; part < C::kParts; ++part) {
-        copy(same_rows, shared, to + (part * C::kTileRows + share) * kLine, p.weight_map,
-             {channel, work.cout + share, tap_w, tap_h, part * p.groups + work.group}, barrier);
+        copy(same_rows, shares_weight, to + part * C::kTileRows * kLine, p.weight_map,
+             {channel, work.cout + first_weight_line, tap_w, tap_h, part * p.groups + work.group}, barrier);
       }
     } else {
-      const int share = kChunk / p.cluster_pixels * column;
 #pragma unroll
       for (int i = 0; i < C::kTileRows / kRows; ++i) {
-        copy(same_rows, shared, to + i * kTileBytes + share * kLine, p.weight_map,
-             {work.cout + i * kRows, channel + share, tap_w, tap_h, work.group}, barrier);
+        copy(same_rows, shares_weight, to + i * kTileBytes, p.weight_map,
+             {work.cout + i * kRows, channel + first_weight_line, tap_w, tap_h, work.group}, barrier);
       }
     }
   }
 
-  // This block's share of the input, moved by a shift.
-  __device__ void input(const Work& work, const Origin& origin, int shift_h, int shift_w, int channel,
-                        unsigned to, unsigned barrier) const {
-    const bool shared = p.cluster_rows > 1;
+  // The input, moved by a shift.
+  __device__ void input(const Work& work, Origin at, int shift_h, int shift_w, int channel, unsigned to,
+                        unsigned barrier) const {
     if constexpr (C::kBlocks) {
-      constexpr int kTileBlocks = C::kPixels / kBlock;
-      const int own = kTileBlocks / p.cluster_rows;
+      to += first_block * kTileBytes;
 #pragma unroll 1
-      for (int i = row * own; i < (row + 1) * own; ++i) {
-        const Origin block = locate_block(p, work.tile * kTileBlocks + i);
-        copy(same_pixels, shared, to + i * kTileBytes, p.input_map,
-             {block.w + shift_w, channel, block.h + shift_h, block.image, work.group}, barrier);
+      for (int i = 0; i < blocks; ++i, to += kTileBytes) {
+        copy(same_pixels, shares_input, to, p.input_map,
+             {at.w + shift_w, channel, at.h + shift_h, at.image, work.group}, barrier);
+        // The next block: of a row, of the next row, of the next image.
+        if ((at.w += kBlock) < p.tiles_w * kBlock) continue;
+        at.w = 0;
+        if (++at.h < p.tiles_h) continue;
+        at.h = 0;
+        ++at.image;
       }
     } else {
-      // Shares divide one side of the tile.
-      const int lines = p.share_images * p.share_rows * p.share_cols;
+      to += first_line * kLine;
 #pragma unroll
       for (int part = 0; part < C::kParts; ++part) {
-        copy(same_pixels, shared, to + (part * p.lines + row * lines) * kLine, p.input_map,
-             {channel,
-              origin.w + shift_w + (p.share_cols < p.cols ? row * p.share_cols : 0) + part * p.flat_pixels,
-              origin.h + shift_h + (p.share_rows < p.rows ? row * p.share_rows : 0),
-              origin.image + (p.share_images < p.images ? row * p.share_images : 0) +
-                  (p.flat_pixels > 0 ? 0 : part * p.batch),
-              work.group},
+        copy(same_pixels, shares_input, to + part * p.lines * kLine, p.input_map,
+             {channel, at.w + shift_w + part * p.flat_pixels, at.h + shift_h,
+              at.image + (p.flat_pixels > 0 ? 0 : part * p.batch), work.group},
              barrier);
       }
     }
@@ -282,7 +293,7 @@ __device__ inline void load_works(const Params<T>& p, unsigned stages, unsigned 
   int stage = 0, parity = 1;
   for (int number = first_work(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
-    const Origin origin = C::kBlocks ? Origin{} : locate_lines(p, work.tile);
+    const Origin origin = loader.locate(work);
     const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
 #pragma unroll 1
     for (int phase = 0; phase < p.phases_together; ++phase) {
@@ -1126,7 +1137,8 @@ __global__ void __launch_bounds__(kThreads, 1) implicit_gemm_kernel(const __grid
                       reinterpret_cast<int64_t*>(shared + p.shared.places), full, empty);
   } else {
     release_registers<kLoadRegisters>();
-    if (thread == kMultipliers) load_works<C>(p, stages, full, empty);
+    // One thread, which the compiler knows to be one: numbers of the copies are the warp's, then.
+    if (thread / 32 == kMultipliers / 32 && elect_thread()) load_works<C>(p, stages, full, empty);
     __syncwarp();
     if (p.splits > 1) {
       sync_cluster();

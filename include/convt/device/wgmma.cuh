@@ -240,6 +240,14 @@ __device__ inline void claim_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// Chooses one thread of a warp, all of whose threads call it.
+__device__ inline bool elect_thread() {
+  int chosen;
+  asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.s32 %0, 1, 0, one;\n}\n"
+               : "=r"(chosen));
+  return chosen != 0;
+}
+
 // A barrier of the block's warps in shared memory: it completes a phase each time `count` of them have
 // arrived.
 __device__ inline void init_barrier(unsigned barrier, int count) {
