@@ -63,7 +63,8 @@ struct Search {
   }
 
   // Cycles of a launch: counts of what the kernel's loops do, with weights fitted to some 1000 timed launches
-  // of 17 layers on an H100, and those of warpgroups that take turns to 1300 of 20.
+  // of 17 layers on an H100, those of warpgroups that take turns to 1300 of 20, and those of narrow products
+  // and splits to 1900 of 20, some of them of small batches.
   double cycles(const ImplicitGemmLaunch& t) const {
     const ImplicitGemmConfig& sizes = t.sizes();
     const double rounds = std::ceil(static_cast<double>(t.works()) * t.cluster() / t.grid);
@@ -72,19 +73,31 @@ struct Search {
     const double all_steps = static_cast<double>(problem.h.kernel) * kernel_w * chunks;
     const double most_steps = static_cast<double>(most_taps(t.phases_h)) * chunks *
                               (t.phases_together == 1 ? most_taps(t.phases_w) : kernel_w);
-    const double steps = std::max(most_steps, rounds * all_steps / static_cast<double>(t.phases()));
+    // Phases with many taps and with few even out after some rounds.
+    const double mean_steps = all_steps / static_cast<double>(t.phases());
+    const double steps = rounds < 4 ? most_steps + (rounds - 1) * mean_steps : rounds * mean_steps;
     // Blocks of a cluster wait for each other, which a shared weight makes up for where operands are split
     // and all phases have as many taps.
     const bool even = problem.h.kernel == most_taps(t.phases_h) * problem.h.stride &&
                       problem.w.kernel == most_taps(t.phases_w) * problem.w.stride;
     const double shared_weight = parts > 1 && even ? t.cluster_pixels : 1;
+    const double input = static_cast<double>(size) * static_cast<double>(problem.batch) *
+                         static_cast<double>(problem.h.input * problem.w.input) *
+                         static_cast<double>(problem.cin());
+    const double weight = static_cast<double>(size) * static_cast<double>(problem.cin()) *
+                          static_cast<double>(problem.cout_per_group) *
+                          static_cast<double>(problem.h.kernel) * kernel_w;
+    // Of a weight that L2 does not keep, more than what blocks share comes from memory.
+    constexpr double kKept = 24e6;  // bytes
+    const bool rereads = parts == 1 && weight > kKept * static_cast<double>(problem.groups);
+    const double weight_lines = rereads ? 1.4 * sizes.rows / t.cluster_pixels : sizes.rows / shared_weight;
     // What is shared comes from L2 once, but takes as long to arrive; in 16 bits it gains less where tiles
     // are small, and nothing beside the stores of folded phases.
     const double of_16_bits = t.fold() > 1 ? 1 : sizes.pixels == 128 ? 0.92 : t.blocks ? 0.87 : 0.93;
     const double two_share = parts > 1 ? 0.5 : size == 4 ? 0.82 : of_16_bits;
     const double shared_pixels = t.cluster_rows > 1 ? two_share : 1;
-    const double loads = static_cast<double>(kImplicitGemmLine * parts) *
-                         (sizes.rows / shared_weight + shared_pixels * t.lines());
+    const double loads =
+        static_cast<double>(kImplicitGemmLine * parts) * (weight_lines + shared_pixels * t.lines());
     const bool waits_pay = parts > 1 && (even || t.cluster_pixels == 1);
     const double waits = !t.shares_copies() || waits_pay ? 1 : 1.05;
     // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
@@ -92,6 +105,9 @@ struct Search {
     if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : 1.12);
     const double tensor = products * sizes.rows * t.lines() * waits;
     const double load = parts > 1 ? 0.005 : size == 2 ? 0.0138 : 0.0129;  // of a byte
+    // What a step takes at least, to start copies and wait for them; and besides products and copies.
+    const double least = (parts > 1 ? 900 + 150 * sizes.rows / 64 : 500 + 50 * sizes.rows / 64);
+    const double step = std::max(tensor + load * loads + (parts > 1 ? 100 : 50), least);
     // One tile and the next; tiles without products hide nothing.
     const auto tapless = [](const AxisPhases<int>& axis) {
       return 1 - static_cast<double>(std::min<int>(axis.kernel, axis.tap_step)) / axis.stride;
@@ -121,14 +137,11 @@ struct Search {
         store = row % kSector == 0 || fits_l2 ? 0.058 : 0.058 + 0.24 * std::min(1.0, 2.0 * kSector / row);
         if (t.store_elements * size < 4) store = std::max(store, 0.14);
       }
-      if (!t.flat && !t.blocks && t.cols * t.phases_together * size < kSector) store *= 2;
+      // Pieces of rows, and what of a sector lies beside them.
+      if (!t.flat && !t.blocks)
+        store *= 1 + 1.5 * std::min(1.0, static_cast<double>(kSector) /
+                                             static_cast<double>(t.cols * t.phases_together * size));
     }
-    const double input = static_cast<double>(size) * static_cast<double>(problem.batch) *
-                         static_cast<double>(problem.h.input * problem.w.input) *
-                         static_cast<double>(problem.cin());
-    const double weight = static_cast<double>(size) * static_cast<double>(problem.cin()) *
-                          static_cast<double>(problem.cout_per_group) *
-                          static_cast<double>(problem.h.kernel) * kernel_w;
     const double moved = (1 + parts) / 2.0;  // read once, written for each part
     const bool gathers = t.fold() > 1 && size == 2;
     const double turn = (t.turns_input || t.turns_weight ? 2500 : 0) +
@@ -137,20 +150,19 @@ struct Search {
     // Where warpgroups take turns, one multiplies at a time, which reads shared memory more often for it and
     // waits longer for what is not in L2, and one stores.
     const double alone = !sizes.alternates ? 1 : sizes.rows > 64 ? 1.2 : fits_l2 ? 1.1 : 1.35;
-    const double multiplies = alone * steps * (tensor + load * loads);
+    const double multiplies = alone * steps * step;
     const double stores = (sizes.alternates ? 2 : 1) * (between + store * bytes);
     const double all = sizes.alternates ? std::max(multiplies, (multiplies + rounds * stores) / 2) + stores
                                         : multiplies + rounds * stores;
     // Of float32 in NHWC, tiles of short rows are faster where memory bounds all of them.
     const double rows_cost = size == 4 && problem.output_channels_last ? 1 + 0.0002 * t.cols : 1;
     const double memory = 0.00057 * rows_cost * (input + output);
-    return 7000 +
-           (!t.shares_copies() ? 0
-            : parts == 1       ? 1500
-            : t.fold() == 1    ? 0
-                               : 1000) +
-           (t.splits == 1 ? 0 : 2500 + 0.02 * static_cast<double>(implicit_gemm_split_bytes(t))) + turn +
-           (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
+    const double shares = !t.shares_copies() ? 0
+                          : parts == 1       ? 1100 + 400 * rounds
+                          : t.fold() == 1    ? 2000 + 500 * rounds
+                                             : 1000;
+    const double splits = t.splits == 1 ? 0 : 6000 + 0.08 * static_cast<double>(implicit_gemm_split_bytes(t));
+    return 7000 + shares + splits + turn + (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
   }
 
   void consider(ImplicitGemmLaunch launch) const {
@@ -191,7 +203,8 @@ struct Search {
     }
   }
 
-  // Blocks that divide channels where there are fewer tiles than multiprocessors.
+  // Blocks that divide channels, where tiles leave multiprocessors over. Clusters lie in one part of the
+  // device each, and not every multiprocessor of it finds others.
   void consider_splits(ImplicitGemmLaunch launch) const {
     if (launch.sizes().alternates || launch.phases_together > 1) return;
     for (launch.splits = 2; launch.splits <= std::min(launch.chunks, kImplicitGemmMaxSplits);
@@ -200,7 +213,7 @@ struct Search {
                             static_cast<double>(launch.phases()) * static_cast<double>(launch.groups) *
                             launch.splits;
       const size_t stages = implicit_gemm_shared(launch).output;
-      if (blocks > device.sm_count || implicit_gemm_split_bytes(launch) > stages) return;
+      if (blocks > 0.75 * device.sm_count || implicit_gemm_split_bytes(launch) > stages) return;
       launch.grid = static_cast<int>(launch.works()) * launch.splits;
       visit(launch, cycles(launch));
     }
