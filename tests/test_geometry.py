@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from reference import (
@@ -316,6 +319,37 @@ def test_odd_rows(geometry: Geometry, precision: str, target: Target, monkeypatc
     assert together == ({"1", "2"} if geometry.stride[1] == 2 else {"1"}), together
 
 
+def check_kinds(
+    geometry: Geometry,
+    precision: str,
+    layout: str,
+    target: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Callable[[dict[str, str]], tuple[str, ...] | None],
+) -> dict[tuple[str, ...], dict[str, str]]:
+    """Checks a launch of each kind that `kind` gives for the plan's fields, and that it repeats its bits.
+
+    Returns the plans' fields, by kind; there is one at least.
+    """
+    dtype, tried = TENSOR_CORE_PRECISIONS[precision], {}
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    x = LAYOUTS[layout](x)
+    with tf32_allowed(precision == "tf32"):
+        for line in launches(monkeypatch, target.kernel, range(400), x, w, b, **geometry.arguments):
+            fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+            key = kind(fields)
+            if key is None or key in tried:
+                continue
+            tried[key] = fields
+            poison(geometry.output, dtype, target.device)
+            out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+            assert_accurate(out, x, w, b, line, known, **geometry.arguments)
+            assert torch.equal(out, convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)), line
+    assert tried
+    return tried
+
+
 # Several rounds of tiles for each thread block of an H100, whose warpgroups may take turns: tiles with as many steps as
 # others, or with more or none, fewer and more than the ring of stages has, and a last round of one tile or of two.
 ROUNDS = (
@@ -344,26 +378,76 @@ ROUNDS = (
 def test_warpgroups_take_turns(
     geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Launches whose warpgroups multiply in turns, and the same bits again."""
-    dtype, tried, most = TENSOR_CORE_PRECISIONS[precision], set(), 0.0
-    x, w, b = geometry.tensors(dtype, target.device)
-    known = reference(x, w, b, **geometry.arguments)
-    x = LAYOUTS[layout](x)
-    with tf32_allowed(precision == "tf32"):
-        for line in launches(monkeypatch, target.kernel, range(400), x, w, b, **geometry.arguments):
-            fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
-            kind = fields["rows"], fields["fold"], fields["phases"], fields["cluster"], fields["tile"] == "blocks"
-            if fields["alternate"] == "0" or kind in tried:
-                continue
-            tried.add(kind)
-            rows, pixels = (int(n) for n in fields["cluster"].split("x"))
-            most = max(most, int(fields["works"]) * rows * pixels / int(fields["blocks"]))
-            poison(geometry.output, dtype, target.device)
-            out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
-            assert_accurate(out, x, w, b, line, known, **geometry.arguments)
-            assert torch.equal(out, convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)), line
-    assert tried
-    assert most > 2, most
+    """Launches whose warpgroups multiply in turns."""
+
+    def kind(fields: dict[str, str]) -> tuple[str, ...] | None:
+        names = "rows", "fold", "phases", "cluster"
+        return tuple(fields[name] for name in names) if fields["alternate"] == "1" else None
+
+    tried = check_kinds(geometry, precision, layout, target, monkeypatch, kind)
+    rounds = [
+        int(fields["works"]) * math.prod(int(n) for n in fields["cluster"].split("x")) / int(fields["blocks"])
+        for fields in tried.values()
+    ]
+    assert max(rounds) > 2, rounds
+
+
+# Fewer tiles than multiprocessors, whose channels several blocks divide: as many chunks for each as for others or
+# more, filters of one tap and of many, slices of outputs that not all blocks have, phases without taps.
+FEW_TILES = (
+    G("k4s2", (1, 600, 8, 6), 136, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("k3s2_odd_rows", (2, 520, 7, 9), 72, (3, 3), stride=(2, 2)),
+    G("k3", (1, 1030, 5, 23), 40, (3, 3), padding=(1, 1)),
+    G("1x1", (1, 776, 13, 11), 200, (1, 1)),
+    G("folded", (2, 640, 6, 8), 24, (4, 4), stride=(4, 4)),
+    G("phases_without_taps", (1, 512, 6, 5), 72, (2, 2), stride=(3, 3)),
+    G("groups", (3, 1104, 5, 6), 48, (3, 4), stride=(1, 2), groups=2),
+)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        pytest.param(geometry, marks=[pytest.mark.sanitize] if geometry.name == "phases_without_taps" else [])
+        for geometry in FEW_TILES
+    ],
+    ids=lambda geometry: geometry.name,
+)
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@on_kernel("implicit_gemm")
+def test_blocks_divide_channels(
+    geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launches of two and four blocks that divide channels; of float32, slices are small enough for eight."""
+
+    def kind(fields: dict[str, str]) -> tuple[str, ...] | None:
+        names = "rows", "pixels", "columns", "splits", "fold"
+        return tuple(fields[name] for name in names) if fields["splits"] != "1" else None
+
+    tried = check_kinds(geometry, precision, layout, target, monkeypatch, kind)
+    splits = {fields["splits"] for fields in tried.values()}
+    assert splits >= ({"2", "4"} if precision in ("fp16", "bf16") or layout == "channels_last" else {"2", "4", "8"})
+
+
+@pytest.mark.parametrize("width", range(9, 256, 16))
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@on_kernel("implicit_gemm")
+def test_columns_of_products(
+    width: int, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of one row of places, and products as wide as it."""
+    geometry = G("row", (1, 72, 1, width), 136, (1, 3), padding=(0, 1))
+    columns = (width + 15) // 16 * 16
+
+    def kind(fields: dict[str, str]) -> tuple[str, ...] | None:
+        names = "rows", "pixels", "alternate"
+        return tuple(fields[name] for name in names) if fields["columns"] == str(columns) else None
+
+    if precision == "ieee" and columns > 128:
+        columns = (width + 31) // 32 * 16  # two warpgroups divide the tile
+    check_kinds(geometry, precision, layout, target, monkeypatch, kind)
 
 
 # Input images of one pixel: taps in the order of the outputs, taps that padding crops or dilation spreads, outputs

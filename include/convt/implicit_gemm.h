@@ -10,9 +10,9 @@
 
 namespace convt {
 
-// A thread block multiplies `rows` output channels with `pixels` pixels of a phase. Two warpgroups divide the
-// rows between them or, where there are 64, the pixels; or they take turns: one stores its tile while the
-// other multiplies the next one.
+// A thread block multiplies `rows` output channels with at most `pixels` pixels of a phase. Two warpgroups
+// divide the rows between them or, where there are 64, the pixels; or they take turns: one stores its tile
+// while the other multiplies the next one.
 struct ImplicitGemmConfig {
   int rows, pixels;
   bool alternates;
@@ -31,9 +31,8 @@ inline constexpr int kImplicitGemmGroups = 2;  // warpgroups that multiply
 inline constexpr int kImplicitGemmLine = 128;  // bytes
 inline constexpr int kImplicitGemmBlock = 64;  // pixels that lie side by side, of NCHW
 inline constexpr int kImplicitGemmMaxStages = 8;
-// Products have as many columns as hold a warpgroup's share of a tile of lines, a multiple of this.
-inline constexpr int kImplicitGemmColumnStep = 16;
-inline constexpr int kImplicitGemmMaxSplits = 8;  // blocks of a cluster
+inline constexpr int kImplicitGemmColumnStep = 16;  // of the columns of a product
+inline constexpr int kImplicitGemmMaxSplits = 8;    // blocks of a cluster
 
 // Outputs are numbered by places and phases along each axis: output o is phase o mod stride of place o div
 // stride, and has the same taps as the same phase of any other place. A piece of work is some output channels
@@ -79,7 +78,8 @@ struct ImplicitGemmLaunch {
   int grid = 1;
 
   const ImplicitGemmConfig& sizes() const { return kImplicitGemmConfigs[config]; }
-  // Of the products of a warpgroup, and of a stage.
+  // Of a warpgroup's products: the least that hold its share of a tile of lines; of blocks, all. And the
+  // lines of a stage.
   int columns() const {
     if (blocks) return sizes().columns();
     const int shares = sizes().pixels / sizes().columns(), step = kImplicitGemmColumnStep * shares;

@@ -1213,6 +1213,21 @@ void test_pixel_gemm() {
   }
 }
 
+// Blocks of implicit_gemm divide channels where tiles leave multiprocessors over, and only there.
+void test_divided_channels() {
+  const Axis deep = make_axis(4, 4, 2, 1);
+  for (const DType dtype : {DType::kFloat16, DType::kFloat32}) {
+    for (const auto& [batch, divides] : {std::pair{1, true}, {128, false}}) {
+      const Problem p = make_problem(dtype, batch, 512, 256, deep, deep, 1, true);
+      CHECK((convt::make_plan(p, kH100, "implicit_gemm").implicit_gemm.splits > 1) == divides, describe(p));
+      check_plan(p, kH100, "implicit_gemm", describe(p));
+    }
+  }
+  // Few pixels of many output channels are not for thin then.
+  const Problem p = make_problem(DType::kFloat32, 8, 512, 256, deep, deep, 1, true);
+  CHECK(convt::make_plan(p, kH100, nullptr).kernel == Kernel::kImplicitGemm, describe(p));
+}
+
 void test_turned_operands() {
   const Axis a = make_axis(16, 4, 2, 1);
   Problem p = make_problem(DType::kFloat16, 2, 64, 64, a, a, 1, true);
@@ -1353,6 +1368,7 @@ int main() {
   test_pixel_gemm();
   test_scatter_gemm();
   test_phase_gemm();
+  test_divided_channels();
   test_turned_operands();
   test_random_problems();
   test_description();
