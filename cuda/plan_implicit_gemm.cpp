@@ -206,7 +206,7 @@ struct Search {
   // Blocks that divide channels, where tiles leave multiprocessors over. Clusters lie in one part of the
   // device each, and not every multiprocessor of it finds others.
   void consider_splits(ImplicitGemmLaunch launch) const {
-    if (launch.sizes().alternates || launch.phases_together > 1) return;
+    if (launch.sizes().alternates || launch.blocks || launch.phases_together > 1) return;
     for (launch.splits = 2; launch.splits <= std::min(launch.chunks, kImplicitGemmMaxSplits);
          launch.splits *= 2) {
       const double blocks = static_cast<double>(launch.cout_tiles) * static_cast<double>(launch.pixel_tiles) *

@@ -496,8 +496,9 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
   CHECK(convt::implicit_gemm_shared(launch).bytes == launch.shared_bytes, context);
   // Blocks that divide channels have some each, do one piece of work and have room for what they take over.
   CHECK(launch.splits >= 1 && launch.splits <= std::min(launch.chunks, 8), context);
-  CHECK(launch.splits == 1 || (launch.cluster() == launch.splits && launch.phases_together == 1 &&
-                               !sizes.alternates && launch.grid == launch.works() * launch.splits),
+  CHECK(launch.splits == 1 ||
+            (launch.cluster() == launch.splits && launch.phases_together == 1 && !sizes.alternates &&
+             !launch.blocks && launch.grid == launch.works() * launch.splits),
         context);
   CHECK(convt::implicit_gemm_split_bytes(launch) <= convt::implicit_gemm_shared(launch).output, context);
   CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);

@@ -62,7 +62,9 @@ inline constexpr int kTileBytes = kRows * kLine;         // of 64 rows, or of 64
 inline constexpr int64_t kNowhere = -1;                  // a place that does not exist
 inline constexpr int64_t kLastPhaseMissing = 1LL << 62;  // added to a place whose second phase is outside
 
-template <int kIndex, bool kBlocksOfPixels, int kOperandParts>
+// Narrow tiles have fewer columns, or blocks that divide channels. What they need besides costs full ones 2
+// to 8% where works are short, in branches and in the way between instructions.
+template <int kIndex, bool kBlocksOfPixels, int kOperandParts, bool kNarrowTiles>
 struct Config {
   static constexpr int kTileRows = kImplicitGemmConfigs[kIndex].rows;
   static constexpr int kPixels = kImplicitGemmConfigs[kIndex].pixels;
@@ -74,8 +76,9 @@ struct Config {
   static constexpr int kRowTiles = kAlternates ? kTileRows / kRows : 1;
   static constexpr int kAllColumns = kRowTiles * kColumns;
   static constexpr bool kBlocks = kBlocksOfPixels;
-  // Columns of products that are compiled: of blocks, all.
-  static constexpr int kColumnStep = kBlocks ? kColumns : kImplicitGemmColumnStep;
+  static constexpr bool kNarrow = kNarrowTiles, kSplits = kNarrow && !kAlternates;
+  // Columns of products that are compiled: those of full tiles, or all.
+  static constexpr int kColumnStep = kNarrow ? kImplicitGemmColumnStep : kColumns;
   static constexpr int kParts = kOperandParts;
 };
 
@@ -128,21 +131,34 @@ __device__ inline int cluster_rank(const Params<T>& p) {
   return static_cast<int>(blockIdx.x) % (p.cluster_rows * p.cluster_pixels);
 }
 
-// The first piece of work of this block's cluster.
-template <typename T>
-__device__ inline int first_work(const Params<T>& p) {
-  return static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels * p.splits);
+// Of a warpgroup's products.
+template <typename C, typename T>
+__device__ inline int columns(const Params<T>& p) {
+  return C::kNarrow ? p.columns : C::kColumns;
 }
 
-// The chunks of channels that this block multiplies.
-struct Chunks {
-  int first, end;
+// The blocks that divide a tile's channels between them.
+template <typename C, typename T>
+__device__ inline int splits(const Params<T>& p) {
+  return C::kSplits ? p.splits : 1;
+}
+
+// The first piece of work of this block's cluster.
+template <typename C, typename T>
+__device__ inline int first_work(const Params<T>& p) {
+  return static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels * splits<C>(p));
+}
+
+// This block's number among those that divide channels, and the chunks of them that it multiplies.
+template <typename C>
+struct Share {
+  int split, first, end;
 
   template <typename T>
-  __device__ explicit Chunks(const Params<T>& p) {
-    const int split = static_cast<int>(blockIdx.x) % p.splits;
-    first = split * p.chunks / p.splits;
-    end = (split + 1) * p.chunks / p.splits;
+  __device__ explicit Share(const Params<T>& p) {
+    split = static_cast<int>(blockIdx.x) % splits<C>(p);
+    first = split * p.chunks / splits<C>(p);
+    end = (split + 1) * p.chunks / splits<C>(p);
   }
 };
 
@@ -289,9 +305,9 @@ __device__ inline void load_works(const Params<T>& p, unsigned stages, unsigned 
   prefetch_map(p.weight_map);
   prefetch_map(p.input_map);
   if (p.after_turning) wait_for_previous_kernel();
-  const Chunks chunks(p);
+  const Share<C> share(p);
   int stage = 0, parity = 1;
-  for (int number = first_work(p); number < p.works; number += p.clusters) {
+  for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
     const Origin origin = loader.locate(work);
     const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
@@ -303,7 +319,7 @@ __device__ inline void load_works(const Params<T>& p, unsigned stages, unsigned 
 #pragma unroll 1
         for (int j = 0; j < w.count; ++j) {
 #pragma unroll 1
-          for (int chunk = chunks.first; chunk < chunks.end; ++chunk) {
+          for (int chunk = share.first; chunk < share.end; ++chunk) {
             wait(empty + 8 * stage, parity);
             const unsigned to = stages + stage * static_cast<unsigned>(p.shared.stage_bytes);
             const int channel = chunk * Loader<C, T>::kChunk;
@@ -363,9 +379,9 @@ __device__ inline Operands wait_for_stage(const Params<T>& p, const Ring& ring) 
   wait(ring.full + 8 * ring.stage, ring.parity);
   const unsigned weight = ring.stages + ring.stage * static_cast<unsigned>(p.shared.stage_bytes);
   const unsigned input = weight + static_cast<unsigned>(p.shared.weight_bytes);
-  return {
-      wgmma_swizzled_descriptor(weight + (C::kDividesRows ? group * kTileBytes : 0), 0),
-      wgmma_swizzled_descriptor(input + (C::kDividesPixels ? group * p.columns * kLine : 0), kBlock * kLine)};
+  return {wgmma_swizzled_descriptor(weight + (C::kDividesRows ? group * kTileBytes : 0), 0),
+          wgmma_swizzled_descriptor(input + (C::kDividesPixels ? group * columns<C>(p) * kLine : 0),
+                                    kBlock * kLine)};
 }
 
 // Calls `visit` with the columns of products, which are of kLeast to kMost steps.
@@ -375,7 +391,7 @@ __device__ inline void with_columns(const Params<T>& p, const Visit& visit) {
     visit(std::integral_constant<int, kMost * C::kColumnStep>{});
   } else {
     constexpr int kMiddle = (kLeast + kMost) / 2;
-    if (p.columns > kMiddle * C::kColumnStep) return with_columns<C, kMiddle + 1, kMost>(p, visit);
+    if (columns<C>(p) > kMiddle * C::kColumnStep) return with_columns<C, kMiddle + 1, kMost>(p, visit);
     with_columns<C, kLeast, kMiddle>(p, visit);
   }
 }
@@ -524,9 +540,9 @@ __device__ inline void write_places(const Params<T>& p, const Work& work, int64_
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
 #pragma unroll
   for (int i = thread; i < C::kColumns; i += 128) {
-    const int n = i + (C::kDividesPixels ? group * p.columns : 0);
+    const int n = i + (C::kDividesPixels ? group * columns<C>(p) : 0);
     Origin at;
-    bool exists = i < p.columns;
+    bool exists = i < columns<C>(p);
     if constexpr (C::kBlocks) {
       at = locate_block(p, work.tile * (C::kPixels / kBlock) + n / kBlock);
       at.w += n % kBlock;
@@ -621,13 +637,12 @@ struct RoundedSums<C, float> {
   __device__ unsigned word(int j, int half, int k) const { return __float_as_uint(sums[j][2 * half + k]); }
 };
 
-// Adds up the sums of the blocks of a cluster that divide channels between them. Each block takes every
+// Adds up the sums of the blocks of a cluster that divide channels between them. Block `rank` takes every
 // splits-th slice of the outputs, and what others have of those; its stages are free by then.
 template <typename C, typename T>
-__device__ inline void add_splits(const Params<T>& p, unsigned stages, Sums<C::kAllColumns>& sums) {
+__device__ inline void add_splits(const Params<T>& p, int rank, unsigned stages, Sums<C::kAllColumns>& sums) {
   constexpr int kBlocks = kLine / static_cast<int>(sizeof(T)) / 8, kSlices = C::kColumns / 8 / kBlocks;
-  const int rank = static_cast<int>(blockIdx.x) % p.splits;
-  const int slices = (p.columns + 8 * kBlocks - 1) / (8 * kBlocks);
+  const int slices = (columns<C>(p) + 8 * kBlocks - 1) / (8 * kBlocks);
   const int most_own = (slices + p.splits - 1) / p.splits;
   constexpr unsigned kBytes = 16 * kMultipliers;  // of four sums of every thread
   // Where the sums of sender `slot` for the receiver's slice `own` lie, in the receiver.
@@ -1011,13 +1026,13 @@ __device__ inline void copy_slice(const Params<T>& p, unsigned lines, int slice,
 }
 
 template <int kPhases, typename C, typename T>
-__device__ inline void store_slices(const Params<T>& p, const Work& work, int first_cout, unsigned lines,
-                                    const int64_t* places, const RoundedSums<C, T>& first,
+__device__ inline void store_slices(const Params<T>& p, const Work& work, int split, int first_cout,
+                                    unsigned lines, const int64_t* places, const RoundedSums<C, T>& first,
                                     const RoundedSums<C, T>& second) {
   constexpr int kOfTile = kSlices<C, T, kPhases>;
   // Those of products' columns.
   constexpr int kPlaces = kLine / static_cast<int>(sizeof(T)) / kPhases;
-  const int slices = (p.columns + kPlaces - 1) / kPlaces;
+  const int slices = (columns<C>(p) + kPlaces - 1) / kPlaces;
   const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   with_own_rows(p, [&](auto own_rows) {
     constexpr bool kOwnRows = decltype(own_rows)::value;
@@ -1028,7 +1043,7 @@ __device__ inline void store_slices(const Params<T>& p, const Work& work, int fi
           p.output + ((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.output_stride.c,
           p.cout_per_group - cout, places};
 #pragma unroll 1
-      for (int slice = static_cast<int>(blockIdx.x) % p.splits; slice < slices; slice += p.splits) {
+      for (int slice = split; slice < slices; slice += splits<C>(p)) {
         sync_lines<kOwnRows>();  // what was laid out before has been copied
         with_constant<C::kRowTiles * kOfTile>(
             tile * kOfTile + slice, [&](int i) { lay_slice<kPhases, kOwnRows, C>(lines, i, first, second); });
@@ -1050,13 +1065,12 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
   const unsigned lines = output + group * static_cast<unsigned>(kImplicitGemmOutputBytes);
   const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   places += group * C::kColumns;
-  const Chunks chunks(p);
+  const Share<C> share(p);
   int works_of_other = group;  // before the next own one
-  for (int number = first_work(p); number < p.works; number += p.clusters) {
+  for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
     const int first_cout = work.cout + (C::kDividesRows ? group * kRows : 0);
-    const int row_steps =
-        PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * (chunks.end - chunks.first);
+    const int row_steps = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * (share.end - share.first);
     const auto steps = [&](int phase) {
       return row_steps * PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count;
     };
@@ -1089,23 +1103,23 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
     };
     Sums<C::kAllColumns> sums;
     sum_products<C>(p, steps(0), ring, sums, true, meanwhile, [&] { let_other_multiply(0); });
-    if constexpr (!C::kAlternates) {
-      if (p.splits > 1) add_splits<C>(p, stages, sums);
+    if constexpr (C::kSplits) {
+      if (p.splits > 1) add_splits<C>(p, share.split, stages, sums);
     }
     sync_threads<128>(1 + group);
     add_bias<C>(bias, sums);
     const RoundedSums<C, T> first(sums);
     if (p.phases_together == 1) {
-      store_slices<1, C>(p, work, first_cout, lines, places, first, first);
+      store_slices<1, C>(p, work, share.split, first_cout, lines, places, first, first);
     } else if constexpr (sizeof(T) == 2) {
       sum_products<C>(p, steps(1), ring, sums, true, [] {}, [&] { let_other_multiply(1); });
       add_bias<C>(bias, sums);
-      store_slices<2, C>(p, work, first_cout, lines, places, first, RoundedSums<C, T>(sums));
+      store_slices<2, C>(p, work, share.split, first_cout, lines, places, first, RoundedSums<C, T>(sums));
     } else if constexpr (C::kAllColumns == 128) {
       Sums<C::kAllColumns> others;
       sum_products<C>(p, steps(1), ring, others, false, [] {}, [&] { let_other_multiply(1); });
       add_bias<C>(bias, others);
-      store_slices<2, C>(p, work, first_cout, lines, places, first, RoundedSums<C, T>(others));
+      store_slices<2, C>(p, work, share.split, first_cout, lines, places, first, RoundedSums<C, T>(others));
     }
   }
 }
@@ -1140,7 +1154,7 @@ __global__ void __launch_bounds__(kThreads, 1) implicit_gemm_kernel(const __grid
     // One thread, which the compiler knows to be one: numbers of the copies are the warp's, then.
     if (thread / 32 == kMultipliers / 32 && elect_thread()) load_works<C>(p, stages, full, empty);
     __syncwarp();
-    if (p.splits > 1) {
+    if (splits<C>(p) > 1) {
       sync_cluster();
       sync_cluster();
     }
@@ -1314,13 +1328,17 @@ cudaError_t launch_for(const Problem& problem, const ImplicitGemmLaunch& launch,
     if (launch.config != kIndex || launch.parts != kParts)
       return launch_for<T, kParts, kIndex + 1>(problem, launch, workspace, stream);
     constexpr ImplicitGemmConfig kSizes = kImplicitGemmConfigs[kIndex];
+    const bool narrow = launch.columns() < kSizes.columns() || launch.splits > 1;
     if constexpr (sizeof(T) == 2 && !kSizes.alternates) {
-      if (launch.blocks) return launch_config<Config<kIndex, true, 1>, T>(problem, launch, workspace, stream);
+      if (launch.blocks && !narrow)
+        return launch_config<Config<kIndex, true, 1, false>, T>(problem, launch, workspace, stream);
     }
     if (launch.blocks) return cudaErrorInvalidValue;
     // The sums of split operands are there twice.
     if constexpr (kParts == 1 || (kSizes.columns() == 128 && !kSizes.alternates)) {
-      return launch_config<Config<kIndex, false, kParts>, T>(problem, launch, workspace, stream);
+      return narrow
+                 ? launch_config<Config<kIndex, false, kParts, true>, T>(problem, launch, workspace, stream)
+                 : launch_config<Config<kIndex, false, kParts, false>, T>(problem, launch, workspace, stream);
     } else {
       return cudaErrorInvalidValue;
     }
