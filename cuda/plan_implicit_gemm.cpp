@@ -87,9 +87,10 @@ struct Search {
     const double weight = static_cast<double>(size) * static_cast<double>(problem.cin()) *
                           static_cast<double>(problem.cout_per_group) *
                           static_cast<double>(problem.h.kernel) * kernel_w;
-    // Of a weight that L2 does not keep, more than what blocks share comes from memory.
-    constexpr double kKept = 24e6;  // bytes
-    const bool rereads = parts == 1 && weight > kKept * static_cast<double>(problem.groups);
+    // Of a weight that L2 does not keep, or not for both halves of the device once it has been laid out
+    // there, more than what blocks share comes from afar.
+    const double kept = t.turns_weight && size == 2 ? 12e6 : 24e6;  // bytes
+    const bool rereads = parts == 1 && weight > kept * static_cast<double>(problem.groups);
     const double weight_lines = rereads ? 1.4 * sizes.rows / t.cluster_pixels : sizes.rows / shared_weight;
     // What is shared comes from L2 once, but takes as long to arrive; in 16 bits it gains less where tiles
     // are small, and nothing beside the stores of folded phases.
