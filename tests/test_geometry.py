@@ -319,17 +319,27 @@ def test_odd_rows(geometry: Geometry, precision: str, target: Target, monkeypatc
     assert together == ({"1", "2"} if geometry.stride[1] == 2 else {"1"}), together
 
 
+def sanitized_without_taps(geometries: tuple[Geometry, ...]) -> pytest.MarkDecorator:
+    """Parametrizes with these geometries; that of phases without taps runs under compute-sanitizer too."""
+    marks = {"phases_without_taps": [pytest.mark.sanitize]}
+    return pytest.mark.parametrize(
+        "geometry",
+        [pytest.param(geometry, marks=marks.get(geometry.name, []), id=geometry.name) for geometry in geometries],
+    )
+
+
 def check_kinds(
     geometry: Geometry,
     precision: str,
     layout: str,
     target: Target,
     monkeypatch: pytest.MonkeyPatch,
-    kind: Callable[[dict[str, str]], tuple[str, ...] | None],
+    names: tuple[str, ...],
+    wanted: Callable[[dict[str, str]], bool],
 ) -> dict[tuple[str, ...], dict[str, str]]:
-    """Checks a launch of each kind that `kind` gives for the plan's fields, and that it repeats its bits.
+    """Checks a launch for all values of these fields of the plans that are wanted, and that it repeats its bits.
 
-    Returns the plans' fields, by kind; there is one at least.
+    Returns the plans' fields, by those values; there is one at least.
     """
     dtype, tried = TENSOR_CORE_PRECISIONS[precision], {}
     x, w, b = geometry.tensors(dtype, target.device)
@@ -338,8 +348,8 @@ def check_kinds(
     with tf32_allowed(precision == "tf32"):
         for line in launches(monkeypatch, target.kernel, range(400), x, w, b, **geometry.arguments):
             fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
-            key = kind(fields)
-            if key is None or key in tried:
+            key = tuple(fields[name] for name in names)
+            if not wanted(fields) or key in tried:
                 continue
             tried[key] = fields
             poison(geometry.output, dtype, target.device)
@@ -364,14 +374,7 @@ ROUNDS = (
 )
 
 
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        pytest.param(geometry, marks=[pytest.mark.sanitize] if geometry.name == "phases_without_taps" else [])
-        for geometry in ROUNDS
-    ],
-    ids=lambda geometry: geometry.name,
-)
+@sanitized_without_taps(ROUNDS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @on_kernel("implicit_gemm")
@@ -379,12 +382,10 @@ def test_warpgroups_take_turns(
     geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Launches whose warpgroups multiply in turns."""
-
-    def kind(fields: dict[str, str]) -> tuple[str, ...] | None:
-        names = "rows", "fold", "phases", "cluster"
-        return tuple(fields[name] for name in names) if fields["alternate"] == "1" else None
-
-    tried = check_kinds(geometry, precision, layout, target, monkeypatch, kind)
+    names = "rows", "fold", "phases", "cluster"
+    tried = check_kinds(
+        geometry, precision, layout, target, monkeypatch, names, lambda fields: fields["alternate"] == "1"
+    )
     rounds = [
         int(fields["works"]) * math.prod(int(n) for n in fields["cluster"].split("x")) / int(fields["blocks"])
         for fields in tried.values()
@@ -405,14 +406,7 @@ FEW_TILES = (
 )
 
 
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        pytest.param(geometry, marks=[pytest.mark.sanitize] if geometry.name == "phases_without_taps" else [])
-        for geometry in FEW_TILES
-    ],
-    ids=lambda geometry: geometry.name,
-)
+@sanitized_without_taps(FEW_TILES)
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @on_kernel("implicit_gemm")
@@ -420,12 +414,8 @@ def test_blocks_divide_channels(
     geometry: Geometry, precision: str, layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Launches of two and four blocks that divide channels; of float32, slices are small enough for eight."""
-
-    def kind(fields: dict[str, str]) -> tuple[str, ...] | None:
-        names = "rows", "pixels", "columns", "splits", "fold"
-        return tuple(fields[name] for name in names) if fields["splits"] != "1" else None
-
-    tried = check_kinds(geometry, precision, layout, target, monkeypatch, kind)
+    names = "rows", "pixels", "columns", "splits", "fold"
+    tried = check_kinds(geometry, precision, layout, target, monkeypatch, names, lambda fields: fields["splits"] != "1")
     splits = {fields["splits"] for fields in tried.values()}
     assert splits >= ({"2", "4"} if precision in ("fp16", "bf16") or layout == "channels_last" else {"2", "4", "8"})
 
@@ -440,14 +430,12 @@ def test_columns_of_products(
     """Tiles of one row of places, and products as wide as it."""
     geometry = G("row", (1, 72, 1, width), 136, (1, 3), padding=(0, 1))
     columns = (width + 15) // 16 * 16
-
-    def kind(fields: dict[str, str]) -> tuple[str, ...] | None:
-        names = "rows", "pixels", "alternate"
-        return tuple(fields[name] for name in names) if fields["columns"] == str(columns) else None
-
     if precision == "ieee" and columns > 128:
         columns = (width + 31) // 32 * 16  # two warpgroups divide the tile
-    check_kinds(geometry, precision, layout, target, monkeypatch, kind)
+    names = "rows", "pixels", "alternate"
+    check_kinds(
+        geometry, precision, layout, target, monkeypatch, names, lambda fields: fields["columns"] == str(columns)
+    )
 
 
 # Input images of one pixel: taps in the order of the outputs, taps that padding crops or dilation spreads, outputs
