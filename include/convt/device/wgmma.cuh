@@ -44,56 +44,7 @@ __device__ inline void hold(float (&sums)[kBlocks][4]) {
   for (auto& c : sums) asm volatile("" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])::"memory");
 }
 
-#define CONVT_SUMS(c)                                                                                      \
-  "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), \
-      "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]),            \
-      "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]),            \
-      "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]),            \
-      "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]),            \
-      "+f"(c[7][3])
-
-#define CONVT_WGMMA(SHAPE, TYPE, LAYOUTS)                                                      \
-  asm volatile(                                                                                \
-      "{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {%64, %66};\nmov.b64 b, {%65, %66};\n" \
-      "setp.ne.b32 adds, %67, 0;\n"                                                            \
-      "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPE "." TYPE                              \
-      " {"                                                                                     \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "  \
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
-      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                               \
-      "a, b, adds, 1, 1" LAYOUTS ";\n}\n"                                                      \
-      : CONVT_SUMS(c0), CONVT_SUMS(c1)                                                         \
-      : "r"(a), "r"(b), "r"(kWgmmaDescriptorHigh), "r"(adds))
-
-// c0, c1 += a * b, or = a * b where `adds` is 0, one channel step of 64 rows and 128 columns; `a` and `b` are
-// the lower words of the operands' descriptors. The sums are in use until the product has been waited for.
-template <typename T>
-__device__ inline void wgmma(WgmmaSums& c0, WgmmaSums& c1, unsigned a, unsigned b, int adds) {
-  if constexpr (std::is_same_v<T, __half>) {
-    CONVT_WGMMA("m64n128k16", "f16", ", 0, 0");
-  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    CONVT_WGMMA("m64n128k16", "bf16", ", 0, 0");
-  } else {
-    CONVT_WGMMA("m64n128k8", "tf32", "");
-  }
-}
-
-#undef CONVT_WGMMA
-#undef CONVT_SUMS
-
-// ---- operands with the 128-byte swizzle: lines of 128 bytes whose eight 16-byte pieces are swapped, piece i
-// of line j in place i ^ j % 8, eight lines one after the other 1024 bytes from the next eight. A line is the
-// 64 channels of a pixel, or 64 rows or columns of a channel; such blocks of 64 columns lie `column_pitch`
-// apart. The descriptor's upper word: how far apart the eights lie, and the swizzle.
-inline constexpr unsigned kWgmmaSwizzledHigh = 1024 / 16 | 1u << 30;
-
-__device__ inline unsigned wgmma_swizzled_descriptor(unsigned address, unsigned column_pitch) {
-  return column_pitch / 16 << 16 | (address / 16 & 0x3fff);
-}
-
-inline constexpr int kWgmmaColumnStep = 16, kWgmmaMostColumns = 256;  // of the products here
-
+// As operands of an instruction: the registers of the sums of so many columns, and those sums.
 #define CONVT_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define CONVT_REGISTERS_32 CONVT_REGISTERS_16 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define CONVT_REGISTERS_48 CONVT_REGISTERS_32 ", %16, %17, %18, %19, %20, %21, %22, %23"
@@ -128,6 +79,42 @@ inline constexpr int kWgmmaColumnStep = 16, kWgmmaMostColumns = 256;  // of the 
 #define CONVT_SUMS_224(c) CONVT_SUMS_208(c), CONVT_BLOCK(c, 26), CONVT_BLOCK(c, 27)
 #define CONVT_SUMS_240(c) CONVT_SUMS_224(c), CONVT_BLOCK(c, 28), CONVT_BLOCK(c, 29)
 #define CONVT_SUMS_256(c) CONVT_SUMS_240(c), CONVT_BLOCK(c, 30), CONVT_BLOCK(c, 31)
+
+#define CONVT_WGMMA(SHAPE, TYPE, LAYOUTS)                                                      \
+  asm volatile(                                                                                \
+      "{\n.reg .b64 a, b;\n.reg .pred adds;\nmov.b64 a, {%64, %66};\nmov.b64 b, {%65, %66};\n" \
+      "setp.ne.b32 adds, %67, 0;\n"                                                            \
+      "wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPE "." TYPE " {" CONVT_REGISTERS_128     \
+      "}, a, b, adds, 1, 1" LAYOUTS ";\n}\n"                                                   \
+      : CONVT_SUMS_64(c0), CONVT_SUMS_64(c1)                                                   \
+      : "r"(a), "r"(b), "r"(kWgmmaDescriptorHigh), "r"(adds))
+
+// c0, c1 += a * b, or = a * b where `adds` is 0, one channel step of 64 rows and 128 columns; `a` and `b` are
+// the lower words of the operands' descriptors. The sums are in use until the product has been waited for.
+template <typename T>
+__device__ inline void wgmma(WgmmaSums& c0, WgmmaSums& c1, unsigned a, unsigned b, int adds) {
+  if constexpr (std::is_same_v<T, __half>) {
+    CONVT_WGMMA("m64n128k16", "f16", ", 0, 0");
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    CONVT_WGMMA("m64n128k16", "bf16", ", 0, 0");
+  } else {
+    CONVT_WGMMA("m64n128k8", "tf32", "");
+  }
+}
+
+#undef CONVT_WGMMA
+
+// ---- operands with the 128-byte swizzle: lines of 128 bytes whose eight 16-byte pieces are swapped, piece i
+// of line j in place i ^ j % 8, eight lines one after the other 1024 bytes from the next eight. A line is the
+// 64 channels of a pixel, or 64 rows or columns of a channel; such blocks of 64 columns lie `column_pitch`
+// apart. The descriptor's upper word: how far apart the eights lie, and the swizzle.
+inline constexpr unsigned kWgmmaSwizzledHigh = 1024 / 16 | 1u << 30;
+
+__device__ inline unsigned wgmma_swizzled_descriptor(unsigned address, unsigned column_pitch) {
+  return column_pitch / 16 << 16 | (address / 16 & 0x3fff);
+}
+
+inline constexpr int kWgmmaColumnStep = 16, kWgmmaMostColumns = 256;  // of the products here
 
 // The operands after the sums are A, B, HIGH and ADDS.
 #define CONVT_WGMMA_LINES(COLUMNS, DEPTH, TYPE, LAYOUTS, A, B, HIGH, ADDS)                                 \
