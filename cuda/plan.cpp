@@ -264,9 +264,9 @@ bool fills_tensor_cores(const Problem& p) {
 // Where thin may be the best kernel: outputs gather products from shared memory, which many output channels
 // of many pixels do not pay for.
 bool suits_thin(const Problem& p) {
-  constexpr int64_t kMostCouts = 64, kFewPixels = 1024;
+  constexpr int64_t kFewPixels = 1024;
   return fills_channel_step(p) &&
-         (p.cout_per_group <= kMostCouts || p.batch * p.h.input * p.w.input <= kFewPixels);
+         (p.cout_per_group <= kThinMostCouts || p.batch * p.h.input * p.w.input <= kFewPixels);
 }
 
 // Where pixel_gemm may be the best kernel. Its columns are all outputs of an image and group, so few output

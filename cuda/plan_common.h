@@ -14,6 +14,8 @@ namespace convt {
 constexpr int64_t kMaxGrid = std::numeric_limits<int32_t>::max();
 // Shared memory that the runtime reserves in every block.
 constexpr int64_t kReservedSharedBytes = 1024;
+// The output channels of a group up to which `thin` may compute many pixels, and its launches may walk.
+constexpr int64_t kThinMostCouts = 64;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -262,8 +262,7 @@ struct Search {
     const int offsets = taps.offsets(0);
     const auto address = reinterpret_cast<uintptr_t>(problem.input);
     // Many tiles of output channels would each read the weight's lines in pieces, and wait for them.
-    constexpr int64_t kMostCouts = 64;
-    return problem.cout_per_group <= kMostCouts && taps.sets == 1 &&
+    return problem.cout_per_group <= kThinMostCouts && taps.sets == 1 &&
            thin_may_walk(launch.parts, launch.row_blocks, offsets) && taps.span == offsets - 1 &&
            (launch.along_w || launch.along_c) &&
            address % (launch.along_w ? 4 * launch.element_size : 16) == 0;
