@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <initializer_list>
 #include <numeric>
 
+#include "convt/alignment.h"
 #include "convt/plan.h"
 #include "plan_common.h"
 
@@ -92,11 +92,9 @@ struct Search {
   }
 
   // The widest copy whose elements divide the numbers.
-  static int width_of(std::initializer_list<int64_t> numbers) {
-    for (const int bytes : kWidths) {
-      if (divides(bytes / 2, numbers)) return bytes;
-    }
-    return 2;
+  template <typename... Numbers>
+  static int width_of(Numbers... numbers) {
+    return 2 * common_power_of_two(kWidths.front() / 2, numbers...);
   }
 
   // Sets the rows of the weight for launch.couts; false if they do not fit.
@@ -124,8 +122,8 @@ struct Search {
     }
     launch.row_cout = 1;
     launch.row_tap = launch.couts;
-    launch.weight_bytes = width_of(
-        {launch.couts, weight.cin, kernel_w == 1 ? 0 : weight.kw, problem.h.kernel == 1 ? 0 : weight.kh});
+    launch.weight_bytes = width_of(launch.couts, weight.cin, kernel_w == 1 ? 0 : weight.kw,
+                                   problem.h.kernel == 1 ? 0 : weight.kh);
     return true;
   }
 
@@ -142,7 +140,7 @@ struct Search {
     if (!launch.input_channels_last) {
       const bool together = problem.h.input == 1 || in.h == problem.w.input;
       launch.input_bytes =
-          in.w == 1 ? width_of({in.n, in.c, together ? pixels : problem.w.input, together ? 0 : in.h}) : 2;
+          in.w == 1 ? width_of(in.n, in.c, together ? pixels : problem.w.input, together ? 0 : in.h) : 2;
     }
     consider(launch);
   }
@@ -232,7 +230,7 @@ struct Search {
     launch.most_terms = most <= 2 ? most : 0;
     launch.input_channels_last = in.c == 1 && in.w != 1;
     if (launch.input_channels_last) {
-      launch.input_bytes = width_of({in.n, in.h, in.w, problem.groups == 1 ? 0 : problem.cin_per_group});
+      launch.input_bytes = width_of(in.n, in.h, in.w, problem.groups == 1 ? 0 : problem.cin_per_group);
     }
     for (int config = 0; config < kCol2imConfigCount; ++config) {
       launch.config = config;

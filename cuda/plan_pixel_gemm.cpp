@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "convt/alignment.h"
 #include "convt/plan.h"
 #include "plan_common.h"
 
@@ -21,11 +22,10 @@ struct Search {
   const PixelGemmVisitor& visit;
 
   // The widest copy, from an element's to 16 bytes, whose elements divide the numbers.
-  int width_of(std::initializer_list<int64_t> numbers) const {
+  template <typename... Numbers>
+  int width_of(Numbers... numbers) const {
     const int size = static_cast<int>(element_size(problem.dtype));
-    int bytes = 16;
-    while (bytes > size && !divides(bytes / size, numbers)) bytes /= 2;
-    return bytes;
+    return size * common_power_of_two(16 / size, numbers...);
   }
 
   // Whether every output along an axis is reached by the tap of its number.
@@ -126,14 +126,14 @@ struct Search {
     launch.groups = problem.groups;
     // Distances along a dimension of one do not matter.
     const bool channels_together = problem.input_stride.c == 1 || problem.cin_per_group == 1;
-    launch.input_bytes = channels_together ? width_of({problem.batch == 1 ? 0 : problem.input_stride.n,
-                                                       problem.groups == 1 ? 0 : problem.cin_per_group})
+    launch.input_bytes = channels_together ? width_of(problem.batch == 1 ? 0 : problem.input_stride.n,
+                                                      problem.groups == 1 ? 0 : problem.cin_per_group)
                                            : launch.element_size;
     launch.weight_bytes = weight_follows_outputs()
-                              ? width_of({problem.cin() == 1 ? 0 : problem.weight_stride.cin})
+                              ? width_of(problem.cin() == 1 ? 0 : problem.weight_stride.cin)
                               : launch.element_size;
     const bool in_runs = problem.output_channels_last && problem.groups > 1;
-    launch.store_bytes = width_of({in_runs ? problem.cout_per_group : launch.columns});
+    launch.store_bytes = width_of(in_runs ? problem.cout_per_group : launch.columns);
     for (int config = 0; config < kPixelGemmConfigCount; ++config) {
       launch.config = config;
       consider(launch);

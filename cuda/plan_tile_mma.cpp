@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "convt/alignment.h"
 #include "convt/plan.h"
 #include "plan_common.h"
 
@@ -94,20 +95,14 @@ void set_tiles(const Problem& problem, TileMmaLaunch& launch) {
 
 void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch) {
   const ActivationStrides& in = problem.input_stride;
-  const auto widest = [&](std::initializer_list<int64_t> numbers) {
-    int vector = 16 / static_cast<int>(element_size(problem.dtype));
-    for (const int64_t number : numbers) {
-      while (number % vector != 0) vector /= 2;
-    }
-    return vector;
-  };
+  const int most = 16 / static_cast<int>(element_size(problem.dtype));
   launch.flat_rows = false;
   if (launch.input_channels_last) {
     // Neighbours along neither dimension side by side: one at a time.
-    launch.load_vector = in.c == 1 ? widest({in.n, in.h, in.w, problem.cin_per_group}) : 1;
+    launch.load_vector = in.c == 1 ? common_power_of_two(most, in.n, in.h, in.w, problem.cin_per_group) : 1;
     return;
   }
-  launch.load_vector = widest({in.n, in.c, in.h, problem.w.input});
+  launch.load_vector = common_power_of_two(most, in.n, in.c, in.h, problem.w.input);
   const bool neighbours = may_be_flat && launch.taps_w.inputs == 1 && in.h == problem.w.input &&
                           launch.cols == problem.w.input && launch.grid_w == problem.w.input &&
                           launch.taps_w.least_offset == 0 && launch.taps_w.span == 0 &&
@@ -115,7 +110,7 @@ void set_loads(const Problem& problem, bool may_be_flat, TileMmaLaunch& launch) 
   const int64_t image = problem.h.input * problem.w.input;
   launch.flat_rows = neighbours && image < kMaxCoordinate && launch.rows > 1;
   if (launch.flat_rows) {
-    launch.load_vector = widest({in.n, in.c, image, int64_t{launch.rows} * launch.cols});
+    launch.load_vector = common_power_of_two(most, in.n, in.c, image, int64_t{launch.rows} * launch.cols);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "convt/alignment.h"
 #include "convt/axis_taps.h"
 #include "convt/divisor.h"
 #include "convt/macros.h"
@@ -216,14 +217,6 @@ inline TileMmaShared tile_mma_shared(const TileMmaLaunch& launch, const TileMmaC
   s.output_offset = s.rows_offset + s.row_buffers * row_bytes(s, launch);
   s.bytes = s.output_offset + static_cast<size_t>(config.warps()) * s.output_bytes;
   return s;
-}
-
-// The largest power of two, at most `most`, that divides all of the numbers.
-template <typename... Numbers>
-int common_power_of_two(int most, Numbers... numbers) {
-  int power = most;
-  while (((static_cast<int64_t>(numbers) % power != 0) || ...)) power /= 2;
-  return power;
 }
 
 // What one warp lays out at once: output channels and, of NCHW, phases along W of each.

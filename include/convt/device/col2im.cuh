@@ -29,6 +29,7 @@
 
 #include <algorithm>
 
+#include "convt/alignment.h"
 #include "convt/col2im.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
@@ -749,12 +750,8 @@ Params<T> make_params(const Problem& problem, const Col2imLaunch& launch) {
   p.stages = launch.stages;
   p.reuses_stages = launch.reuses_stages;
   // The plan knows sizes and strides; an address may allow less.
-  const auto allowed = [](const void* pointer, int bytes) {
-    while (!is_aligned(pointer, bytes)) bytes /= 2;
-    return bytes;
-  };
-  p.weight_bytes = allowed(problem.weight, launch.weight_bytes);
-  p.input_bytes = allowed(problem.input, launch.input_bytes);
+  p.weight_bytes = aligned_bytes(problem.weight, launch.weight_bytes);
+  p.input_bytes = aligned_bytes(problem.input, launch.input_bytes);
   p.tile_vectors = std::max(p.tile_couts / (p.weight_bytes / 2), 1);
   p.store_couts = problem.output_channels_last ? launch.store_couts : 1;
   p.most_terms = launch.most_terms;

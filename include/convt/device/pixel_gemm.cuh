@@ -27,6 +27,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "convt/alignment.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
@@ -549,12 +550,6 @@ __global__ void __launch_bounds__(Config::kThreads, kMinBlocks)
 }
 
 // ---------------------------------------------------------------- launch
-
-// The widest access, of `bytes` at most, that the address allows.
-inline int aligned_bytes(const void* pointer, int bytes) {
-  while (!is_aligned(pointer, static_cast<size_t>(bytes))) bytes /= 2;
-  return bytes;
-}
 
 template <typename T>
 Params<T> make_params(const Problem& problem, const PixelGemmLaunch& launch) {

@@ -23,6 +23,7 @@
 // tensor cores an infinite sum may show as NaN).
 #pragma once
 
+#include "convt/alignment.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
@@ -408,14 +409,8 @@ cudaError_t launch_steps(const Problem& problem, const ScatterLaunch& launch, in
 // The widest stores that the places of pixels allow.
 template <typename T>
 int widest_stores(const Problem& problem) {
-  const uintptr_t distances[] = {reinterpret_cast<uintptr_t>(problem.output),
-                                 static_cast<uintptr_t>(problem.w.output) * sizeof(T),
-                                 static_cast<uintptr_t>(problem.w.padding) * sizeof(T)};
-  int bytes = kPiece;
-  for (const uintptr_t distance : distances) {
-    while (distance % static_cast<uintptr_t>(bytes) != 0) bytes /= 2;
-  }
-  return bytes;
+  return common_power_of_two(aligned_bytes(problem.output, kPiece), problem.w.output * sizeof(T),
+                             problem.w.padding * sizeof(T));
 }
 
 // Calls the instantiation for launch.steps and launch.pairs.

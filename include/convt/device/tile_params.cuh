@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "convt/alignment.h"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/scalar.cuh"
@@ -174,7 +175,7 @@ void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launc
   p.shared = shared;
   p.planes = 2 * launch.chunk_steps;
   // The pointer may be aligned to less than the plan hoped; the tile is laid out for the plan's vector.
-  p.load_bytes = common_power_of_two(launch.load_vector * kSize, reinterpret_cast<intptr_t>(problem.input));
+  p.load_bytes = aligned_bytes(problem.input, launch.load_vector * kSize);
   const int vector = launch.input_channels_last ? 1 : p.load_bytes / kSize;
   p.image_rows = launch.flat_rows ? 1 : p.shared.input_rows;
   p.row_vectors = p.shared.staged_cols / vector;
@@ -185,8 +186,7 @@ void set_params(Params<T>& p, const Problem& problem, const TileMmaLaunch& launc
   p.phases_w = lines.phases_w;
   p.phase_sets = launch.phase_sets();
   p.phase_sets_w = launch.taps_w.sets;
-  p.store_bytes = common_power_of_two(aligned_store_bytes(problem, launch, shared, lines),
-                                      reinterpret_cast<intptr_t>(problem.output));
+  p.store_bytes = aligned_bytes(problem.output, aligned_store_bytes(problem, launch, shared, lines));
   const int line = problem.output_channels_last ? lines.couts : launch.cols * lines.phases_w;  // elements
   p.log2_line_lanes = 0;
   while (p.log2_line_lanes < 5 && (p.store_bytes << p.log2_line_lanes) < line * kSize) ++p.log2_line_lanes;
