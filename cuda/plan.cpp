@@ -524,9 +524,9 @@ std::string describe(const Plan& plan) {
          << " columns=" << t.columns() << " cluster=" << t.cluster_rows << "x" << t.cluster_pixels
          << " splits=" << t.splits << " chunks=" << t.chunks << " stages=" << t.stages
          << " alternate=" << sizes.alternates << " turns=" << (t.turns_input ? "input" : "")
-         << (t.turns_weight ? "+weight" : "") << " stores=" << t.store_elements
-         << " workspace=" << t.workspace_bytes << " shared=" << t.shared_bytes << " works=" << t.works()
-         << " blocks=" << t.grid;
+         << (t.turns_weight ? "+weight" : "") << " stores=" << t.store_elements << " boxes=" << t.box.count
+         << (t.box.halves ? "+halves" : "") << " workspace=" << t.workspace_bytes
+         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
     line << describe_precision(t);
   }
   if (plan.kernel == Kernel::kScatterGemm) {

@@ -16,6 +16,8 @@ namespace {
 constexpr int64_t kAlignment = 16;
 constexpr int64_t kMaxPitch = int64_t{1} << 39;
 constexpr int64_t kSector = 32;  // bytes
+constexpr int kMaxBox = 256;     // elements of a tensor copy along a side
+constexpr int kLeastStages = 3;  // where there is a choice
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kAlignment == 0; }
 
@@ -108,7 +110,8 @@ struct Search {
     const double load = parts > 1 ? 0.005 : size == 2 ? 0.0138 : 0.0129;  // of a byte
     // What a step takes at least, to start copies and wait for them; and besides products and copies.
     const double least = (parts > 1 ? 900 + 150 * sizes.rows / 64 : 500 + 50 * sizes.rows / 64);
-    const double step = std::max(tensor + load * loads + (parts > 1 ? 100 : 50), least);
+    const double waits_for_copies = parts == 1 && t.stages < kLeastStages ? 1.6 : 1;
+    const double step = waits_for_copies * std::max(tensor + load * loads + (parts > 1 ? 100 : 50), least);
     // One tile and the next; tiles without products hide nothing.
     const auto tapless = [](const AxisPhases<int>& axis) {
       return 1 - static_cast<double>(std::min<int>(axis.kernel, axis.tap_step)) / axis.stride;
@@ -120,7 +123,11 @@ struct Search {
     const bool fits_l2 = output < 32e6;
     const int64_t row = problem.w.output * fold_w * size;  // bytes
     double store = parts == 1 ? 0.05 : 0.055;              // of a byte
-    if (t.fold() > 1) {
+    if (t.box.count > 0) {
+      // Pieces of rows.
+      const double run = static_cast<double>(t.box.side * size);
+      store = 0.03 + (t.box.whole_rows ? 0 : 4.2 / run + (run < kSector ? 0.3 : 0));
+    } else if (t.fold() > 1) {
       // By the bytes of a store, and of a tile's outputs that follow each other in a row.
       const int64_t bytes_of_store = t.store_elements * size, piece = fold_w * t.phases_together * size;
       const bool side_by_side = problem.w.stride == t.phases_together;
@@ -162,24 +169,41 @@ struct Search {
                           : parts == 1       ? 1100 + 400 * rounds
                           : t.fold() == 1    ? 2000 + 500 * rounds
                                              : 1000;
+    // A tile's boxes leave while the next one is multiplied, if there is one.
+    const double boxes = t.box.count > 0 && size == 2 && rounds == 1 ? 2000 : 0;
     const double splits = t.splits == 1 ? 0 : 6000 + 0.08 * static_cast<double>(implicit_gemm_split_bytes(t));
-    return 7000 + shares + splits + turn + (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
+    return 7000 + shares + splits + boxes + turn + (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
+  }
+
+  // launch.works(), which may be more than a number has.
+  double works_of(const ImplicitGemmLaunch& launch) const {
+    return static_cast<double>(launch.cout_groups()) * static_cast<double>(launch.pixel_groups()) *
+           static_cast<double>(launch.phases()) * static_cast<double>(launch.groups);
+  }
+
+  // Sets as many stages as there is room for; false if too few.
+  bool set_stages(ImplicitGemmLaunch& launch) const {
+    for (launch.stages = kImplicitGemmMaxStages; launch.stages >= 2; --launch.stages) {
+      launch.shared_bytes = implicit_gemm_shared(launch).bytes;
+      if (launch.shared_bytes <= static_cast<size_t>(device.shared_bytes_per_block)) return true;
+    }
+    return false;
   }
 
   void consider(ImplicitGemmLaunch launch) const {
     const ImplicitGemmConfig& sizes = launch.sizes();
     // The sums of split operands are there twice.
     if (parts > 1 && (sizes.columns() > 128 || sizes.alternates)) return;
-    launch.stages = kImplicitGemmMaxStages;
-    ImplicitGemmShared shared = implicit_gemm_shared(launch);
-    while (shared.bytes > static_cast<size_t>(device.shared_bytes_per_block)) {
-      if (--launch.stages < 2) return;
-      shared = implicit_gemm_shared(launch);
+    const bool fits = set_stages(launch);
+    if (launch.box.count > 0 && launch.stages < kLeastStages && launch.fold() <= kImplicitGemmWarpRows / 2) {
+      launch.box.halves = true;
+      if (!set_stages(launch)) return;
+    } else if (!fits) {
+      return;
     }
-    launch.shared_bytes = shared.bytes;
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
     launch.cout_tiles = ceil_div(problem.cout_per_group, sizes.rows);
-    consider_splits(launch);
+    if (launch.box.count == 0) consider_splits(launch);
     for (const auto& [rows, pixels] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
       launch.cluster_rows = rows;
       launch.cluster_pixels = pixels;
@@ -193,10 +217,7 @@ struct Search {
                                (launch.images == 1 && launch.rows == 1);
         if (!divides_side || !outermost || lines / rows % 8 != 0) continue;
       }
-      const double works = static_cast<double>(launch.cout_groups()) *
-                           static_cast<double>(launch.pixel_groups()) * static_cast<double>(launch.phases()) *
-                           static_cast<double>(launch.groups);
-      if (works >= static_cast<double>(kMaxCoordinate)) continue;
+      if (works_of(launch) >= static_cast<double>(kMaxCoordinate)) continue;
       const int64_t resident = device.sm_count / launch.cluster();
       if (resident == 0) continue;
       launch.grid = static_cast<int>(std::min<int64_t>(launch.works(), resident) * launch.cluster());
@@ -210,9 +231,7 @@ struct Search {
     if (launch.sizes().alternates || launch.blocks || launch.phases_together > 1) return;
     for (launch.splits = 2; launch.splits <= std::min(launch.chunks, kImplicitGemmMaxSplits);
          launch.splits *= 2) {
-      const double blocks = static_cast<double>(launch.cout_tiles) * static_cast<double>(launch.pixel_tiles) *
-                            static_cast<double>(launch.phases()) * static_cast<double>(launch.groups) *
-                            launch.splits;
+      const double blocks = works_of(launch) * launch.splits;
       const size_t stages = implicit_gemm_shared(launch).output;
       if (blocks > 0.75 * device.sm_count || implicit_gemm_split_bytes(launch) > stages) return;
       launch.grid = static_cast<int>(launch.works()) * launch.splits;
@@ -245,9 +264,70 @@ struct Search {
     for (const int together : {1, 2}) {
       if (together == 2 && !pairs) continue;
       launch.phases_together = together;
+      launch.box = {};
       set_stores(launch);
       consider(launch);
+      if (set_box(launch)) consider(launch);
     }
+  }
+
+  // Lets outputs leave in boxes where all phases are rows of one product, the places of a warpgroup are
+  // boxes, and a tensor map can have the output's rows or, where whole ones follow each other, others.
+  bool set_box(ImplicitGemmLaunch& launch) const {
+    const ImplicitGemmConfig& sizes = launch.sizes();
+    if (fold_w < 2 || launch.fold() > kImplicitGemmWarpRows || launch.phases() != 1 ||
+        launch.phases_together != 1 || sizes.alternates)
+      return false;
+    ImplicitGemmBox box;
+    if (launch.blocks) {
+      const int64_t w = problem.w.input, block = kImplicitGemmBlock;
+      const bool part_of_row = w % block == 0;
+      const bool whole_rows = launch.flat && block % w == 0 && problem.h.input * w % block == 0;
+      if (!part_of_row && !whole_rows) return false;
+      box.cols = static_cast<int>(std::min(w, block));
+      box.rows = kImplicitGemmBlock / box.cols;
+      box.count = sizes.columns() / kImplicitGemmBlock;
+    } else if (launch.flat) {
+      return false;
+    } else {
+      box.count = 1;
+      box.images = launch.images;
+      box.rows = launch.rows;
+      box.cols = launch.cols;
+      if (sizes.shares() > 1) {
+        int& outermost = box.images > 1 ? box.images : box.rows > 1 ? box.rows : box.cols;
+        if (outermost % sizes.shares() != 0) return false;
+        outermost /= sizes.shares();
+        if (box.places() != launch.columns()) return false;
+      }
+    }
+    // A lane has two neighbouring places.
+    if (box.cols % 2 != 0) return false;
+    box.side = box.cols * fold_w;
+    box.whole_rows = box.cols == problem.w.output;
+    const int64_t row = problem.w.output * fold_w, each = int64_t{box.rows} * box.cols * launch.fold();
+    if (box.whole_rows) {
+      // Whole sectors if possible.
+      box.side = 0;
+      for (const int64_t bytes : {kSector, kAlignment}) {
+        for (int side = kMaxBox; side > 0 && box.side == 0; --side) {
+          if (side * size % bytes == 0 && each % side == 0 && problem.h.output * fold_h * row % side == 0)
+            box.side = side;
+        }
+      }
+      if (box.side == 0) return false;
+    } else if (row * size % kAlignment != 0 || box.side * size % kAlignment != 0 || box.side > kMaxBox) {
+      return false;
+    }
+    if (each / box.side > kMaxBox || box.images > kMaxBox) return false;
+    if (problem.h.output * fold_h * row / box.side >= kMaxCoordinate) return false;
+    // A box must not reach into the next group's output channels.
+    if (problem.groups > 1 && problem.cout_per_group % kImplicitGemmWarpRows != 0) return false;
+    const double image = static_cast<double>(problem.cout()) * static_cast<double>(problem.h.output) *
+                         static_cast<double>(problem.w.output * size);
+    if (image >= static_cast<double>(kMaxPitch)) return false;
+    launch.box = box;
+    return true;
   }
 
   void consider_lines(ImplicitGemmLaunch launch) const {
@@ -295,7 +375,7 @@ struct Search {
       launch.tiles_h = ceil_div(launch.places_h, launch.rows);
       const int images = static_cast<int>(std::min<int64_t>(problem.batch, pixels / (cols * launch.rows)));
       consider_images(launch, images);
-      // Batches are powers of two.
+      // Batches are often powers of two.
       const int power = static_cast<int>(next_power_of_two(images + 1) / 2);
       if (power < images) consider_images(launch, power);
     }

@@ -438,6 +438,51 @@ def test_columns_of_products(
     )
 
 
+# All phases rows of one product, whose outputs leave in boxes: whole images, several of them, parts of them, rows that
+# are no multiples of 16 bytes by themselves, tiles at the ends of rows and images, blocks of pixels that are a row's part
+# or several rows, output channels that end within a warp's rows, several taps.
+BOXES = (
+    G("k2s2_14x14", (5, 72, 14, 14), 44, (2, 2), stride=(2, 2)),
+    G("k2s2_small_images", (37, 40, 4, 6), 20, (2, 2), stride=(2, 2)),
+    G("k2s2_parts", (2, 40, 37, 44), 36, (2, 2), stride=(2, 2)),
+    G("k2s2_blocks_of_a_row", (3, 72, 9, 64), 40, (2, 2), stride=(2, 2)),
+    G("k2s2_blocks_of_rows", (3, 136, 24, 16), 36, (2, 2), stride=(2, 2)),
+    G("k4s4", (3, 40, 15, 18), 13, (4, 4), stride=(4, 4)),
+    G("k4s2_cropped", (3, 40, 13, 19), 40, (4, 4), stride=(2, 2), padding=(2, 2)),
+    G("k8s8_row", (5, 72, 1, 90), 24, (1, 8), stride=(1, 8)),
+    G("k1x2", (3, 72, 17, 28), 40, (1, 2), stride=(1, 2)),
+    G("groups", (3, 48, 10, 12), 96, (2, 4), stride=(2, 4), groups=3),
+)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [pytest.param(g, marks=[pytest.mark.sanitize] * (g.name == "k2s2_14x14"), id=g.name) for g in BOXES],
+)
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@on_kernel("implicit_gemm")
+def test_output_boxes(geometry: Geometry, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches whose outputs leave in boxes."""
+    names = "rows", "pixels", "tile", "boxes", "cluster"
+    check_kinds(geometry, precision, "contiguous", target, monkeypatch, names, lambda fields: fields["boxes"] != "0")
+
+
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@on_kernel("implicit_gemm")
+def test_output_boxes_with_activation(precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An activation gives the bits that it gives outside of the operator."""
+    geometry = BOXES[0]
+    x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], target.device)
+    boxes = set()
+    with tf32_allowed(precision == "tf32"):
+        for line in launches(monkeypatch, target.kernel, range(40), x, w, b, **geometry.arguments):
+            boxes.add(line.split(" boxes=")[1].split()[0])
+            out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+            active = convt_ext.conv_transpose2d_act(x, w, b, **geometry.arguments, activation="relu")
+            assert torch.equal(active, torch.relu(out)), line
+    assert len(boxes) > 1, boxes
+
+
 # Input images of one pixel: taps in the order of the outputs, taps that padding crops or dilation spreads, outputs
 # without a tap, several tiles of images and of columns, chunks of channels that fill the ring and that wrap around.
 ONE_PIXEL = (

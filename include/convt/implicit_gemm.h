@@ -2,6 +2,7 @@
 // launch parameters of one problem.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,6 +20,8 @@ struct ImplicitGemmConfig {
 
   // Of a warpgroup.
   constexpr int columns() const { return alternates || rows == 128 ? pixels : pixels / 2; }
+  // Warpgroups between which a tile's pixels are divided.
+  constexpr int shares() const { return pixels / columns(); }
 };
 
 // The configurations compiled. The plan refers to them by index.
@@ -33,6 +36,7 @@ inline constexpr int kImplicitGemmBlock = 64;  // pixels that lie side by side, 
 inline constexpr int kImplicitGemmMaxStages = 8;
 inline constexpr int kImplicitGemmColumnStep = 16;  // of the columns of a product
 inline constexpr int kImplicitGemmMaxSplits = 8;    // blocks of a cluster
+inline constexpr int kImplicitGemmWarpRows = 16;    // of a product
 
 // Outputs are numbered by places and phases along each axis: output o is phase o mod stride of place o div
 // stride, and has the same taps as the same phase of any other place. A piece of work is some output channels
@@ -48,6 +52,22 @@ inline constexpr int kImplicitGemmMaxSplits = 8;    // blocks of a cluster
 // filter, padding and output along an axis, the outputs of a channel are those of `fold` channels of a
 // smaller problem, side by side (`folded`). Everything but the weight's layout and the stores sees the
 // smaller problem.
+//
+// Where a folded problem has one phase left, its outputs are boxes of the output. Each warp puts those of its
+// rows together in shared memory, and tensor copies write them while the next products are summed.
+struct ImplicitGemmBox {
+  int count = 0;                       // of a warpgroup's places, in their order; 0 where lines are stored
+  int images = 1, rows = 1, cols = 1;  // places of one
+  // Elements of the output that are a row of a copy. Of whole rows of images, which follow each other in
+  // memory, as many as suit copies, whatever the length of the output's rows.
+  int side = 0;
+  bool whole_rows = false;
+  bool halves = false;  // eight of a warp's rows are put together at a time, not all 16
+
+  int places() const { return images * rows * cols; }
+  int product_rows() const { return kImplicitGemmWarpRows / (halves ? 2 : 1); }
+};
+
 struct ImplicitGemmLaunch {
   int config = 0;
   int element_size = 2;
@@ -74,6 +94,7 @@ struct ImplicitGemmLaunch {
   int64_t padded_cin = 0, padded_cout = 0;  // multiples of 16 bytes
   size_t weight_offset = 0, workspace_bytes = 0;
   int store_elements = 1;  // of one instruction, at most 16 bytes
+  ImplicitGemmBox box;
   size_t shared_bytes = 0, shared_limit = 0;
   int grid = 1;
 
@@ -82,10 +103,10 @@ struct ImplicitGemmLaunch {
   // lines of a stage.
   int columns() const {
     if (blocks) return sizes().columns();
-    const int shares = sizes().pixels / sizes().columns(), step = kImplicitGemmColumnStep * shares;
+    const int step = kImplicitGemmColumnStep * sizes().shares();
     return (images * rows * cols + step - 1) / step * kImplicitGemmColumnStep;
   }
-  int lines() const { return columns() * (sizes().pixels / sizes().columns()); }
+  int lines() const { return columns() * sizes().shares(); }
   int chunk() const { return kImplicitGemmLine / element_size; }
   int fold() const { return fold_h * fold_w; }
   bool shares_copies() const { return cluster_rows * cluster_pixels > 1; }
@@ -123,16 +144,23 @@ inline Problem folded(const Problem& problem, int fold_h, int fold_w) {
 //              of line j in place i ^ j % 8. Of 16-bit types the weight is [64 rows][chunk channel][64
 //              rows], the input [pixel][chunk channel] or, of blocks, [64 pixels][chunk channel][64 pixels].
 //              Of float32 both are [part][row or pixel][chunk channel].
-//   output     [warpgroup] lines of the output, padded
-//   places     [warpgroup][columns] 8 bytes: where they lie in the output
+//   output     [warpgroup] lines of the output, padded; or [warpgroup][warp] boxes of it
+//   places     [warpgroup][columns] 8 bytes: where they lie in the output; 4 bytes: where in a box
 //   barriers   [stages] full, [stages] empty
 struct ImplicitGemmShared {
-  size_t weight_bytes, stage_bytes, output, places, barriers, bytes;
+  size_t weight_bytes, stage_bytes, output, output_bytes, places, barriers, bytes;  // output_bytes: of one
 };
 
 inline constexpr size_t kImplicitGemmOutputPitch = kImplicitGemmLine + 16;
 // Of a warpgroup: 16 lines of each warp, or a line for each of 64 pixels.
 inline constexpr size_t kImplicitGemmOutputBytes = 64 * kImplicitGemmOutputPitch;
+
+// Of a warp's boxes, a multiple of what tensor copies begin at.
+inline size_t implicit_gemm_box_bytes(const ImplicitGemmLaunch& launch) {
+  const ImplicitGemmBox& box = launch.box;
+  const size_t bytes = size_t{1} * box.product_rows() * box.count * box.places() * launch.element_size;
+  return (bytes + kImplicitGemmLine - 1) / kImplicitGemmLine * kImplicitGemmLine;
+}
 
 // Of the sums that a block takes over from others with which it divides channels, in the stages.
 inline size_t implicit_gemm_split_bytes(const ImplicitGemmLaunch& launch) {
@@ -149,7 +177,8 @@ inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch)
   s.weight_bytes = sizes.rows * line_bytes;
   s.stage_bytes = s.weight_bytes + launch.lines() * line_bytes;
   s.output = launch.stages * s.stage_bytes;
-  s.places = s.output + kImplicitGemmGroups * kImplicitGemmOutputBytes;
+  s.output_bytes = std::max(kImplicitGemmOutputBytes, 4 * implicit_gemm_box_bytes(launch));
+  s.places = s.output + kImplicitGemmGroups * s.output_bytes;
   s.barriers = s.places + size_t{8} * kImplicitGemmGroups * sizes.columns();
   s.bytes = s.barriers + size_t{16} * launch.stages;
   return s;

@@ -502,6 +502,28 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
         context);
   CHECK(convt::implicit_gemm_split_bytes(launch) <= convt::implicit_gemm_shared(launch).output, context);
   CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
+  const convt::ImplicitGemmBox& box = launch.box;
+  if (box.count > 0) {
+    // Each warp has whole output channels, and all their phases; a lane two neighbouring places of a row.
+    CHECK(launch.fold_w >= 2 && box.product_rows() % launch.fold() == 0 && box.cols % 2 == 0, context);
+    CHECK(launch.phases() == 1 && launch.phases_together == 1, context);
+    CHECK(!sizes.alternates && launch.splits == 1, context);
+    CHECK(p.groups == 1 || p.cout_per_group % box.product_rows() == 0, context);
+    // A warpgroup's places, and none besides, unless it has the whole tile.
+    const int places = box.count * box.places();
+    CHECK(places <= launch.columns() && (sizes.shares() == 1 || places == launch.columns()), context);
+    CHECK(
+        places * sizes.shares() == (launch.blocks ? sizes.pixels : launch.images * launch.rows * launch.cols),
+        context);
+    // Rows of copies have whole pieces of 16 bytes, and boxes whole rows of copies.
+    const int64_t plane = whole.h.output * whole.w.output, each = int64_t{box.places()} * launch.fold();
+    CHECK(box.side > 0 && box.side <= 256 && box.side % vector == 0, context);
+    CHECK(each / box.images % box.side == 0 && each / box.images / box.side <= 256, context);
+    CHECK(box.whole_rows ? box.cols == p.w.output && plane % box.side == 0
+                         : box.side == box.cols * launch.fold_w && whole.w.output % vector == 0,
+          context);
+    CHECK(box.count == 1 || box.product_rows() * box.places() * size % 128 == 0, context);
+  }
   // What tensor maps read lies at multiples of 16 bytes.
   const auto aligned = [&](int64_t side, int64_t stride) { return side == 1 || stride % vector == 0; };
   if (launch.turns_input) {
@@ -1214,6 +1236,23 @@ void test_pixel_gemm() {
   }
 }
 
+// Outputs of implicit_gemm leave in boxes where all phases are rows of one product, a box's rows suit copies
+// and an output channel's phases are rows of one warp.
+void test_output_boxes() {
+  const auto boxes = [](const Axis& h, const Axis& w, int64_t cin, int64_t cout, int64_t groups = 1) {
+    const Problem p = make_problem(DType::kFloat16, 512, cin, cout, h, w, groups);
+    check_plan(p, kH100, "implicit_gemm", describe(p));
+    return convt::make_plan(p, kH100, "implicit_gemm").implicit_gemm.box;
+  };
+  const Axis mask = make_axis(14, 2, 2);  // of Mask R-CNN: rows of 56 bytes
+  CHECK(boxes(mask, mask, 256, 256).count == 1 && boxes(mask, mask, 256, 256).whole_rows, "whole images");
+  CHECK(boxes(mask, mask, 512, 256, 2).count == 1, "groups of whole warps");
+  CHECK(boxes(mask, mask, 512, 258, 2).count == 0, "a warp has rows of two groups");
+  CHECK(boxes(make_axis(9, 8, 8), make_axis(8, 8, 8), 256, 64).count == 0, "64 phases");
+  CHECK(boxes(make_axis(14, 4, 2, 1), make_axis(14, 4, 2, 1), 256, 256).count == 0, "two products");
+  CHECK(boxes(make_axis(7, 2, 2), make_axis(7, 2, 2), 256, 256).count == 0, "an odd number of columns");
+}
+
 // Blocks of implicit_gemm divide channels where tiles leave multiprocessors over, and only there.
 void test_divided_channels() {
   const Axis deep = make_axis(4, 4, 2, 1);
@@ -1373,6 +1412,7 @@ int main() {
   test_turned_operands();
   test_random_problems();
   test_description();
+  test_output_boxes();
   test_architectures();
   return check::result();
 }

@@ -18,7 +18,8 @@
 //              while the other stores
 //
 // Of NCHW with stride 2 along W, both phases of a place are multiplied one after the other, and the first
-// one's outputs wait in registers, rounded, to be stored beside the second's.
+// one's outputs wait in registers, rounded, to be stored beside the second's. Where all phases are rows of
+// one product, outputs leave in boxes (convt/device/output_boxes.cuh).
 //
 // Where there are fewer tiles than multiprocessors, the blocks of a cluster divide channels between them, and
 // each adds up a part of the sums, which the others write to its shared memory.
@@ -42,6 +43,7 @@
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/mma.cuh"
+#include "convt/device/output_boxes.cuh"
 #include "convt/device/scalar.cuh"
 #include "convt/device/tensor_copy.cuh"
 #include "convt/device/tf32.cuh"
@@ -62,6 +64,8 @@ inline constexpr int kTileBytes = kRows * kLine;         // of 64 rows, or of 64
 inline constexpr int64_t kNowhere = -1;                  // a place that does not exist
 inline constexpr int64_t kLastPhaseMissing = 1LL << 62;  // added to a place whose second phase is outside
 
+static_assert(kImplicitGemmColumnStep == kWgmmaColumnStep);
+
 // Narrow tiles have fewer columns, or blocks that divide channels. What they need besides costs full ones 2
 // to 8% where works are short, in branches and in the way between instructions.
 template <int kIndex, bool kBlocksOfPixels, int kOperandParts, bool kNarrowTiles>
@@ -77,6 +81,7 @@ struct Config {
   static constexpr int kAllColumns = kRowTiles * kColumns;
   static constexpr bool kBlocks = kBlocksOfPixels;
   static constexpr bool kNarrow = kNarrowTiles, kSplits = kNarrow && !kAlternates;
+  static constexpr bool kBoxes = !kAlternates;  // that the outputs may leave in
   // Columns of products that are compiled: those of full tiles, or all.
   static constexpr int kColumnStep = kNarrow ? kImplicitGemmColumnStep : kColumns;
   static constexpr int kParts = kOperandParts;
@@ -117,6 +122,9 @@ struct Params {
   int64_t fold_row;  // between neighbouring phases along H that are rows of a product
   bool output_channels_last, after_turning;
   ImplicitGemmShared shared;
+  output_boxes::Boxes boxes;
+  int box_steps;                             // rows of the map in a box of whole rows of images, else 0
+  int second_image, second_row, second_col;  // where the second warpgroup's places begin in a tile of lines
 };
 
 // A piece of work of this block.
@@ -194,6 +202,13 @@ struct PhaseTaps {
   }
 };
 
+// The steps of a piece of work: of a phase of it, `chunks` for each tap.
+template <typename T>
+__device__ inline int count_steps(const Params<T>& p, const Work& work, int phase, int chunks) {
+  return PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count *
+         PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count * chunks;
+}
+
 // ---------------------------------------------------------------- load
 
 // Where the input of a tile of places begins, without shift.
@@ -214,6 +229,16 @@ __device__ inline Origin locate_block(const Params<T>& p, int block) {
   const auto by_col = p.tiles_w.divide(block);
   const auto by_row = p.tiles_h.divide(by_col.quotient);
   return {by_row.quotient, by_row.remainder, by_col.remainder * kBlock};
+}
+
+// Goes on to the next block: of a row, of the next row, of the next image.
+template <typename T>
+__device__ inline void next_block(const Params<T>& p, Origin& at) {
+  if ((at.w += kBlock) < p.tiles_w * kBlock) return;
+  at.w = 0;
+  if (++at.h < p.tiles_h) return;
+  at.h = 0;
+  ++at.image;
 }
 
 // What this block copies: its shares of what it has in common with the other block of its cluster.
@@ -279,12 +304,7 @@ struct Loader {
       for (int i = 0; i < blocks; ++i, to += kTileBytes) {
         copy(same_pixels, shares_input, to, p.input_map,
              {at.w + shift_w, channel, at.h + shift_h, at.image, work.group}, barrier);
-        // The next block: of a row, of the next row, of the next image.
-        if ((at.w += kBlock) < p.tiles_w * kBlock) continue;
-        at.w = 0;
-        if (++at.h < p.tiles_h) continue;
-        at.h = 0;
-        ++at.image;
+        next_block(p, at);
       }
     } else {
       to += first_line * kLine;
@@ -1054,6 +1074,52 @@ __device__ inline void store_slices(const Params<T>& p, const Work& work, int sp
   });
 }
 
+// Where the boxes of this warpgroup's outputs begin.
+template <typename C, typename T>
+struct BoxPlaces {
+  const Params<T>& p;
+  int channel;
+  Origin at;
+
+  // Of output channel `cout` of the group.
+  __device__ BoxPlaces(const Params<T>& params, const Work& work, int cout)
+      : p(params), channel((work.group * p.cout_per_group + cout) >> (p.log2_fold_h + p.log2_fold_w)) {
+    const bool second = C::kDividesPixels && threadIdx.x / 128 > 0;
+    if constexpr (C::kBlocks) {
+      at = locate_block(p, (work.tile * C::kPixels + (second ? C::kColumns : 0)) / kBlock);
+    } else {
+      at = locate_lines(p, work.tile);
+      if (second) at = {at.image + p.second_image, at.h + p.second_row, at.w + p.second_col};
+    }
+  }
+
+  __device__ BoxPlace operator()() const {
+    int h = at.h, w = at.w;
+    if (C::kBlocks && p.flat_pixels > 0) {
+      const auto by_row = p.image_w.divide(at.w);
+      h = by_row.quotient;
+      w = by_row.remainder;
+    }
+    const int row = p.box_steps > 0 ? p.boxes.rows.divide(h).quotient * p.box_steps : h << p.log2_fold_h;
+    return {w << p.log2_fold_w, row, channel, at.image, 0};
+  }
+  __device__ void operator++() {
+    if constexpr (C::kBlocks) next_block(p, at);
+  }
+};
+
+// Stores the warp's sums in boxes.
+template <typename C, typename T>
+__device__ inline void store_boxes(const Params<T>& p, const Work& work, int first_cout, unsigned boxes,
+                                   const int* offsets, const RoundedSums<C, T>& sums) {
+  const int warp = afresh(static_cast<int>(threadIdx.x)) % 128 / 32;
+  const int cout = first_cout + warp * kImplicitGemmWarpRows;
+  output_boxes::store_rows<T, C::kColumns>(
+      p.boxes, p.activation, boxes + static_cast<unsigned>(warp * p.boxes.warp_bytes), offsets,
+      p.cout_per_group - cout, [&](int block, int half, int k) { return sums.word(block, half, k); },
+      [&] { return BoxPlaces<C, T>(p, work, cout); });
+}
+
 // The barrier at which a warpgroup waits until the other one has started the last products of its work.
 __device__ inline int order_barrier(int group) { return 1 + kGroups + group; }
 
@@ -1062,18 +1128,22 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
                                                int64_t* places, unsigned full, unsigned empty) {
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
   Ring ring = {stages, full, empty};
-  const unsigned lines = output + group * static_cast<unsigned>(kImplicitGemmOutputBytes);
+  const unsigned lines = output + group * static_cast<unsigned>(p.shared.output_bytes);
   const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   places += group * C::kColumns;
+  int* const offsets = reinterpret_cast<int*>(places);
+  const bool boxed = C::kBoxes && p.boxes.count > 0;
+  if (boxed) {
+    for (int i = thread; i < C::kColumns; i += 128) output_boxes::write_offset<T>(p.boxes, i, offsets);
+  }
   const Share<C> share(p);
   int works_of_other = group;  // before the next own one
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
-    const int first_cout = work.cout + (C::kDividesRows ? group * kRows : 0);
-    const int row_steps = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * (share.end - share.first);
     const auto steps = [&](int phase) {
-      return row_steps * PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count;
+      return count_steps(p, work, phase, share.end - share.first);
     };
+    const int first_cout = work.cout + (C::kDividesRows ? group * kRows : 0);
     if constexpr (C::kAlternates) {
       if (works_of_other > 0) {
         ring.skip(p.phases_together == 1 ? steps(0) : steps(0) + steps(1), p.stages);
@@ -1092,7 +1162,7 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
     // What is not needed before the stores is done while tensor cores multiply.
     const auto meanwhile = [&] {
       sync_threads<128>(1 + group);  // nobody reads the last work's any more
-      write_places<C>(p, work, places);
+      if (!boxed) write_places<C>(p, work, places);
 #pragma unroll
       for (int i = 0; i < 2 * C::kRowTiles; ++i) {
         const int cout = first_cout + i / 2 * kRows + thread / 32 * 16 + i % 2 * 8 + thread % 32 / 4;
@@ -1109,6 +1179,12 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
     sync_threads<128>(1 + group);
     add_bias<C>(bias, sums);
     const RoundedSums<C, T> first(sums);
+    if constexpr (C::kBoxes) {
+      if (boxed) {
+        store_boxes<C>(p, work, first_cout, lines, offsets, first);
+        continue;
+      }
+    }
     if (p.phases_together == 1) {
       store_slices<1, C>(p, work, share.split, first_cout, lines, places, first, first);
     } else if constexpr (sizeof(T) == 2) {
@@ -1122,6 +1198,7 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
       store_slices<2, C>(p, work, share.split, first_cout, lines, places, first, RoundedSums<C, T>(others));
     }
   }
+  if (boxed) wait_for_bulk_reads();
 }
 
 template <typename C, typename T>
@@ -1172,6 +1249,10 @@ inline constexpr CUtensorMapDataType kTensorType<__nv_bfloat16> = CU_TENSOR_MAP_
 // Copies round to nearest.
 template <>
 inline constexpr CUtensorMapDataType kTensorType<float> = CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+
+template <typename T>
+constexpr CUtensorMapDataType kOutputType =
+    std::is_same_v<T, float> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : kTensorType<T>;
 
 template <typename T>
 cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, const void* workspace,
@@ -1251,6 +1332,37 @@ cudaError_t make_weight_map(const Problem& problem, const ImplicitGemmLaunch& t,
   return make_tensor_map(box, &p.weight_map);
 }
 
+template <typename T>
+cudaError_t make_boxes(const Problem& folded, const ImplicitGemmLaunch& t, Params<T>& p) {
+  const ImplicitGemmBox& of = t.box;
+  output_boxes::Boxes& b = p.boxes;
+  const auto unsign = [](int64_t x) { return static_cast<uint64_t>(x); };
+  b.count = of.count;
+  b.images = of.images;
+  b.couts = of.product_rows() / t.fold();
+  b.places = of.places();
+  b.rows = of.rows;
+  b.cols = of.cols;
+  b.halves = of.halves;
+  b.bytes = of.product_rows() * of.places() * static_cast<int>(sizeof(T));
+  b.warp_bytes = static_cast<int>(implicit_gemm_box_bytes(t));
+  b.log2_fold_h = p.log2_fold_h;
+  b.log2_fold_w = p.log2_fold_w;
+  const int rows = of.rows * of.cols * t.fold() / of.side;  // of a box
+  p.box_steps = of.whole_rows ? rows : 0;
+  const int64_t plane = folded.h.output * folded.w.output * t.fold(), couts = folded.cout() / t.fold();
+  const int64_t row = of.whole_rows ? of.side : folded.w.output * t.fold_w;
+  const uint64_t plane_bytes = unsign(plane) * sizeof(T), row_bytes = unsign(row) * sizeof(T);
+  const auto narrow = [](int x) { return static_cast<uint32_t>(x); };
+  const TensorBox box = {kOutputType<T>,
+                         folded.output,
+                         {unsign(row), unsign(plane / row), unsign(couts), unsign(folded.batch), 1},
+                         {row_bytes, plane_bytes, unsign(couts) * plane_bytes, kTensorAlignment},
+                         {narrow(of.side), narrow(rows), narrow(b.couts), narrow(of.images), 1},
+                         false};
+  return make_tensor_map(box, &b.map);
+}
+
 template <typename C, typename T>
 cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, const void* workspace,
                           cudaStream_t stream) {
@@ -1314,6 +1426,13 @@ cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, 
   p.after_turning = t.turns_input || t.turns_weight;
   cudaError_t error = make_input_map(problem, t, workspace, p);
   if (error == cudaSuccess) error = make_weight_map(problem, t, workspace, p);
+  if (t.box.count > 0 && is_aligned(problem.output, kTensorAlignment)) {
+    if (error == cudaSuccess) error = make_boxes(problem, t, p);
+    // Of the second warpgroup, which has the second half of the tile along its outermost side.
+    p.second_image = t.box.images < t.images ? t.box.images : 0;
+    p.second_row = t.box.rows < t.rows ? t.box.rows : 0;
+    p.second_col = t.box.cols < t.cols ? t.box.cols : 0;
+  }
   auto* kernel = implicit_gemm_kernel<C, T>;
   if (error == cudaSuccess) error = allow_shared_memory(kernel, t.shared_limit);
   if (error != cudaSuccess) return error;

@@ -1,5 +1,6 @@
-// Copies of boxes of tensors to shared memory (TMA, PTX ISA 9.7.9.27), compute capability 9.0: the tensor map
-// says where the elements lie, elements outside of it are read as zeros, and one thread starts a copy.
+// Copies of boxes of tensors to shared memory and back (TMA, PTX ISA 9.7.9.27), compute capability 9.0: the
+// tensor map says where the elements lie, elements outside of it are read as zeros and not written, and one
+// thread starts a copy.
 #pragma once
 
 #include <cuda.h>
@@ -13,15 +14,17 @@ inline constexpr int kTensorRank = 5;
 
 // A tensor's sides and the distances in bytes between neighbours along each but the first, whose neighbours
 // lie side by side; and the box of one copy, whose lines of 128 bytes are swapped in shared memory as wgmma's
-// 128-byte swizzle has it.
+// 128-byte swizzle has it, or whose elements lie side by side there.
 struct TensorBox {
   CUtensorMapDataType type;
   const void* address;
   uint64_t sides[kTensorRank], pitches[kTensorRank - 1];
   uint32_t box[kTensorRank];
+  bool swizzled = true;
 };
 
-// A copy's address and distances are multiples of this.
+// A copy's address and distances are multiples of this, and the bytes of the first side of a box whose
+// elements lie side by side.
 inline constexpr int kTensorAlignment = 16;
 
 inline cudaError_t make_tensor_map(const TensorBox& tensor, CUtensorMap* map) {
@@ -45,10 +48,10 @@ inline cudaError_t make_tensor_map(const TensorBox& tensor, CUtensorMap* map) {
     // The distance between neighbours that do not exist must be a valid one too.
     if (i > 0) pitches[i - 1] = tensor.sides[i] > 1 ? tensor.pitches[i - 1] : kTensorAlignment;
   }
-  const CUresult result =
-      encode(map, tensor.type, kTensorRank, const_cast<void*>(tensor.address), sides, pitches, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(map, tensor.type, kTensorRank, const_cast<void*>(tensor.address), sides,
+                                 pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                 tensor.swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -77,6 +80,16 @@ __device__ inline void copy_box_to(unsigned blocks, unsigned destination, const 
       "[%0], [%1, {%4, %5, %6, %7, %8}], [%2], %3;" ::"r"(destination),
       "l"(&map), "r"(barrier), "h"(static_cast<unsigned short>(blocks)), "r"(place.at[0]), "r"(place.at[1]),
       "r"(place.at[2]), "r"(place.at[3]), "r"(place.at[4])
+      : "memory");
+}
+
+// From shared memory, what of the box is inside of the tensor. Belongs to the group of bulk copies that this
+// thread commits next (convt/device/async_copy.cuh).
+__device__ inline void store_box(const CUtensorMap& map, const BoxPlace& place, unsigned source) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(
+          &map),
+      "r"(source), "r"(place.at[0]), "r"(place.at[1]), "r"(place.at[2]), "r"(place.at[3]), "r"(place.at[4])
       : "memory");
 }
 
