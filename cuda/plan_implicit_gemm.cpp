@@ -162,8 +162,10 @@ struct Search {
     const double stores = (sizes.alternates ? 2 : 1) * (between + store * bytes);
     const double all = sizes.alternates ? std::max(multiplies, (multiplies + rounds * stores) / 2) + stores
                                         : multiplies + rounds * stores;
-    // Of float32 in NHWC, tiles of short rows are faster where memory bounds all of them.
-    const double rows_cost = size == 4 && problem.output_channels_last ? 1 + 0.0002 * t.cols : 1;
+    // Of float32 in NHWC, tiles of short rows are faster where memory bounds all of them, but not of single
+    // pixels.
+    const double rows_cost =
+        size == 4 && problem.output_channels_last ? 1 + 0.0002 * t.cols + 0.05 / t.cols : 1;
     const double memory = 0.00057 * rows_cost * (input + output);
     const double shares = !t.shares_copies() ? 0
                           : parts == 1       ? 1100 + 400 * rounds
