@@ -25,7 +25,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.errors import CompileError, OptionError, PlatformError  # printed without a traceback
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHS = "8.0 8.6 8.9 9.0a 10.0+PTX 12.0"
+DEFAULT_ARCHS = "8.0 8.6 9.0a 10.0+PTX 12.0"
 MIN_ARCH = (8, 0)
 MIN_NVCC = (12, 8)  # the first to know compute capabilities 10.0 and 12.0
 

@@ -22,8 +22,8 @@ source_hash = load_program(ROOT / "scripts" / "source_hash.py").source_hash
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        (None, ["8.0", "8.6", "8.9", "9.0a", "10.0+PTX", "12.0"]),
-        ("", ["8.0", "8.6", "8.9", "9.0a", "10.0+PTX", "12.0"]),
+        (None, ["8.0", "8.6", "9.0a", "10.0+PTX", "12.0"]),
+        ("", ["8.0", "8.6", "9.0a", "10.0+PTX", "12.0"]),
         ("9.0a", ["9.0a"]),
         ("8.0;8.6+PTX", ["8.0", "8.6+PTX"]),
         (" 8.0  9.0a; 12.0+PTX ;", ["8.0", "9.0a", "12.0+PTX"]),
@@ -55,7 +55,6 @@ def test_gencode_flags() -> None:
     assert setup.gencode_flags(setup.arch_list(None)) == compiled(
         ("80", "sm_80"),
         ("80", "sm_86"),
-        ("80", "sm_89"),
         ("90a", "sm_90a"),
         ("100", "sm_100"),
         ("100", "compute_100"),

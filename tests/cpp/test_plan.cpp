@@ -1372,7 +1372,7 @@ void test_description() {
 }
 
 void test_architectures() {
-  const std::string wheel = "8.0 8.6 8.9 9.0a 10.0+PTX 12.0";
+  const std::string wheel = "8.0 8.6 9.0a 10.0+PTX 12.0";
   const struct {
     const char* archs;
     int compute_capability;
