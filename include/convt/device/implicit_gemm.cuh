@@ -1138,16 +1138,33 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
   }
   const Share<C> share(p);
   int works_of_other = group;  // before the next own one
+  // The next piece of work and its steps take some hundred cycles to find: while products of the one before
+  // it are summed. (Of float32, not all configurations have registers for that.)
+  constexpr bool kLooksAhead = C::kParts == 1 && (sizeof(T) == 2 || !C::kNarrow || C::kAllColumns == 128);
+  Work next = {};
+  int next_steps[2] = {};
+  const auto look_at = [&](int number) {
+    next = locate<C>(p, number);
+    next_steps[0] = count_steps(p, next, 0, share.end - share.first);
+    next_steps[1] = p.phases_together == 1 ? 0 : count_steps(p, next, 1, share.end - share.first);
+  };
+  if constexpr (kLooksAhead) look_at(first_work<C>(p));
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
-    const Work work = locate<C>(p, number);
+    const Work work = kLooksAhead ? next : locate<C>(p, number);
+    const int first_steps = next_steps[0], second_steps = next_steps[1];
     const auto steps = [&](int phase) {
+      if constexpr (kLooksAhead) return phase == 0 ? first_steps : second_steps;
       return count_steps(p, work, phase, share.end - share.first);
+    };
+    const auto look_ahead = [&] {
+      if (kLooksAhead && number + p.clusters < p.works) look_at(number + p.clusters);
     };
     const int first_cout = work.cout + (C::kDividesRows ? group * kRows : 0);
     if constexpr (C::kAlternates) {
       if (works_of_other > 0) {
         ring.skip(p.phases_together == 1 ? steps(0) : steps(0) + steps(1), p.stages);
         works_of_other = 0;
+        look_ahead();
         continue;
       }
       works_of_other = 1;
@@ -1172,7 +1189,10 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
       }
     };
     Sums<C::kAllColumns> sums;
-    sum_products<C>(p, steps(0), ring, sums, true, meanwhile, [&] { let_other_multiply(0); });
+    sum_products<C>(p, steps(0), ring, sums, true, meanwhile, [&] {
+      let_other_multiply(0);
+      look_ahead();
+    });
     if constexpr (C::kSplits) {
       if (p.splits > 1) add_splits<C>(p, share.split, stages, sums);
     }
