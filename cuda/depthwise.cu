@@ -483,8 +483,9 @@ cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStr
   p.phases_h = launch.phases_h;
   p.phases_w = launch.phases_w;
   p.step_h = launch.phases_h.shift_step;
-  // The only row of an image may have any stride.
+  // The only row or column of an image may have any stride.
   if (problem.h.input == 1) p.input_stride.h = 0;
+  if (problem.w.input == 1) p.input_stride.w = 0;
   p.row_step = static_cast<int>(p.input_stride.h) * launch.phases_h.shift_step;
   p.padding_h = static_cast<int>(problem.h.padding);
   p.padding_w = static_cast<int>(problem.w.padding);
@@ -511,6 +512,9 @@ cudaError_t launch_typed(const Problem& problem, DepthwiseLaunch launch, cudaStr
     p.channel_runs = launch.channel_runs;
     p.threads = launch.threads;
     p.channels_last = problem.output_channels_last;
+    const int64_t kernel_w = problem.w.kernel, taps = problem.h.kernel * kernel_w;
+    p.dense_filters = weight.cin == taps && weight.kh == kernel_w && weight.kw == 1 &&
+                      is_aligned(problem.weight, kVector * sizeof(T));
   }
   choose<T>(launch)<<<static_cast<unsigned>(launch.blocks), kThreads, launch.shared_bytes, stream>>>(p);
   return cudaGetLastError();

@@ -103,15 +103,27 @@ struct DepthwisePlanner {
     set_threads(launch, p.h.stride);
   }
 
+  // Output columns of a thread of rolling.
+  int64_t rolling_columns() const {
+    return p.output_channels_last ? p.w.stride : kRollingVectorBytes / element_size(p.dtype);
+  }
+
   // The number of a filter in kRollingFilters whose kernel can compute the problem, or of none.
   static constexpr int kNoFilter = -1;
   int rolling_filter() const {
-    const bool one_channel = p.cin_per_group == 1 && !p.output_channels_last;
     const bool square = p.h.kernel == p.w.kernel && p.h.stride == p.w.stride;
-    const bool rows = p.w.input == 1 || p.input_stride.w == 1;
-    const int64_t columns = kRollingVectorBytes / element_size(p.dtype);
-    if (!one_channel || !square || !rows || p.h.dilation != 1 || p.w.dilation != 1) return kNoFilter;
-    if (p.w.output % columns != 0) return kNoFilter;
+    if (p.cin_per_group != 1 || !square || p.h.dilation != 1 || p.w.dilation != 1) return kNoFilter;
+    if (p.w.output % rolling_columns() != 0) return kNoFilter;
+    if (p.output_channels_last) {
+      // Neighbouring channels are vectors, and distances between columns and between rows have 32 bits.
+      constexpr int64_t kFarthest = kMaxCoordinate / 8;
+      if (!loads_vectors() || reinterpret_cast<uintptr_t>(p.input) % kRollingVectorBytes != 0)
+        return kNoFilter;
+      if (p.w.input > 1 && p.input_stride.w >= kFarthest) return kNoFilter;
+      if (p.w.output >= kMaxCoordinate / p.cout()) return kNoFilter;
+    } else if (p.w.input > 1 && p.input_stride.w != 1) {
+      return kNoFilter;
+    }
     const auto* const filter = std::find_if(
         std::begin(kRollingFilters), std::end(kRollingFilters), [this](const RollingFilter& candidate) {
           return candidate.kernel == p.w.kernel && candidate.stride == p.w.stride &&
@@ -125,21 +137,24 @@ struct DepthwisePlanner {
     const RollingFilter& shape = kRollingFilters[filter];
     launch.mapping = DepthwiseMapping::kRolling;
     launch.filter = filter;
-    launch.vector = static_cast<int>(kRollingVectorBytes / element_size(p.dtype));
+    launch.vector = static_cast<int>(rolling_columns());
+    if (p.output_channels_last) launch.channels_per_thread = kDepthwiseVector;
     launch.rows = shape.stride;
     launch.row_sets = bases_of(p.h).count;
     // A thread's own input columns: the outputs that begin at V * i have those from V * i / stride on.
     const int64_t columns = launch.vector / shape.stride;
     const ActivationStrides& in = p.input_stride;
-    launch.loads_vectors = shape.has_vectors(launch.vector) && p.w.padding == shape.same_padding() &&
-                           p.w.output <= p.w.input * p.w.stride && (p.batch == 1 || in.n % columns == 0) &&
-                           (p.cin() == 1 || in.c % columns == 0) && (p.h.input == 1 || in.h % columns == 0);
+    launch.loads_vectors = !p.output_channels_last && shape.has_vectors(launch.vector) &&
+                           p.w.padding == shape.same_padding() && p.w.output <= p.w.input * p.w.stride &&
+                           (p.batch == 1 || in.n % columns == 0) && (p.cin() == 1 || in.c % columns == 0) &&
+                           (p.h.input == 1 || in.h % columns == 0);
     // Weights and addresses cost a thread as much as two rows of outputs do, and it multiplies some rows
     // that its predecessor does too; yet some four rounds of threads keep the device busy to the end.
     constexpr int64_t kLeastSets = 4, kMostSets = 64;
-    constexpr double kThreadsOfSm = kRollingBlocks * kDepthwiseThreads;
-    const double all = static_cast<double>(p.w.output / launch.vector * p.batch * p.cout()) * launch.row_sets;
-    const double wanted = all / (4 * kThreadsOfSm * device.sm_count);
+    const double threads_of_sm = rolling_blocks(shape.kernel, p.output_channels_last) * kDepthwiseThreads;
+    const double all = static_cast<double>(p.w.output / launch.vector * p.batch) *
+                       static_cast<double>(p.cout() / launch.channels_per_thread) * launch.row_sets;
+    const double wanted = all / (4 * threads_of_sm * device.sm_count);
     const auto most = static_cast<int64_t>(std::clamp<double>(wanted, kLeastSets, kMostSets));
     launch.runs = static_cast<int>(ceil_div(launch.row_sets, most));
     set_threads(launch, 1);
@@ -157,6 +172,11 @@ struct DepthwisePlanner {
     launch.phases_h = h;
     launch.phases_w = w;
     launch.long_sums = p.cin_per_group * most_taps(h) * most_taps(w) > kDepthwiseMaxProducts;
+    const int filter = rolling_filter();
+    if (filter != kNoFilter) {
+      plan_rolling(filter, launch);
+      return launch;
+    }
     if (p.output_channels_last) {
       launch.shares_input = shares_input();
       launch.vector = launch.shares_input || loads_vectors() ? kDepthwiseVector : 1;
@@ -166,11 +186,6 @@ struct DepthwisePlanner {
       launch.shares_input = false;
       launch.vector = 1;
     } else {
-      const int filter = rolling_filter();
-      if (filter != kNoFilter) {
-        plan_rolling(filter, launch);
-        return launch;
-      }
       // Columns that are neighbours share their inputs if those are neighbours too.
       launch.vector = p.w.output % kDepthwiseVector == 0 && w.shift_step == 1 ? kDepthwiseVector : 1;
     }

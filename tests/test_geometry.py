@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -439,8 +440,8 @@ def test_columns_of_products(
 
 
 # All phases rows of one product, whose outputs leave in boxes: whole images, several of them, parts of them, rows that
-# are no multiples of 16 bytes by themselves, tiles at the ends of rows and images, blocks of pixels that are a row's part
-# or several rows, output channels that end within a warp's rows, several taps.
+# are no multiples of 16 bytes by themselves, tiles at the ends of rows and images, blocks of pixels that are part of a
+# row or several rows, output channels that end within a warp's rows, several taps.
 BOXES = (
     G("k2s2_14x14", (5, 72, 14, 14), 44, (2, 2), stride=(2, 2)),
     G("k2s2_small_images", (37, 40, 4, 6), 20, (2, 2), stride=(2, 2)),
@@ -630,6 +631,45 @@ def test_rolling_rows(geometry: Geometry, dtype: torch.dtype, target: Target) ->
                 # Sums are taken in one order, however the inputs are loaded.
                 first = out if first is None else first
                 assert torch.equal(out, first), f"{name}: {line}"
+
+
+# The same in channels_last, where lanes are channels.
+ROLLING_CHANNELS = tuple(
+    dataclasses.replace(geometry, input=(geometry.input[0], 36, *geometry.input[2:]), cout=36, groups=36)
+    for geometry in ROLLING
+)
+
+
+@pytest.mark.parametrize("geometry", ROLLING_CHANNELS, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES["depthwise"], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@on_kernel("depthwise")
+def test_rolling_channels(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
+    """Filters that follow each other in memory, and others; inputs that are not aligned take another kernel."""
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    images = LAYOUTS["channels_last"](x)
+    line = convt_ext.plan(images, w, b, **geometry.arguments)
+    assert line.startswith("depthwise mapping=rolling "), line
+    assert " channels=4x9 " in line, line
+    first: Tensor | None = None
+    for weight in (w, LAYOUTS["transposed"](w)):
+        for activation in (None, "relu"):
+            poison(geometry.output, dtype, target.device)
+            if activation is None:
+                out = convt_ext.conv_transpose2d(images, weight, b, **geometry.arguments)
+                assert_accurate(out, images, weight, b, line, known, **geometry.arguments)
+                assert out.is_contiguous(memory_format=torch.channels_last)
+                first = out if first is None else first
+                assert torch.equal(out, first), line
+            else:
+                out = convt_ext.conv_transpose2d_act(images, weight, b, **geometry.arguments, activation=activation)
+                assert torch.equal(out, torch.relu(first)), line
+    shifted = torch.empty(x.numel() + 1, dtype=dtype, device=x.device)[1:].as_strided(images.shape, images.stride())
+    shifted.copy_(images)
+    line = convt_ext.plan(shifted, w, b, **geometry.arguments)
+    assert line.startswith("depthwise mapping=channels "), line
+    out = convt_ext.conv_transpose2d(shifted, w, b, **geometry.arguments)
+    assert_accurate(out, shifted, w, b, line, known, **geometry.arguments)
 
 
 # No more than half of a product's rows are output channels: outputs of stride 1 are taken in pairs, and phases that

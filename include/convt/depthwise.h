@@ -25,7 +25,8 @@ inline constexpr int kDepthwiseMaxSharedBytes = 48 << 10;
 enum class DepthwiseMapping {
   kColumns,   // lanes along W, weights from global memory; any layout
   kChannels,  // lanes along the channels of NHWC, weights from shared memory
-  kRolling,   // lanes along W, a filter of kRollingFilters in registers; NCHW, one input channel a group
+  kRolling,   // a filter of kRollingFilters in registers, one input channel a group: lanes along W of NCHW;
+              // or, of NHWC with as many output channels, along the channels
 };
 
 // A filter as both axes have it, and the padding along W that the kernel is compiled for. A phase is a
@@ -46,15 +47,19 @@ struct RollingFilter {
 };
 inline constexpr RollingFilter kRollingFilters[] = {{2, 2, 0}, {3, 1, 0}, {3, 2, 0}, {3, 2, 1},
                                                     {4, 2, 0}, {4, 2, 1}, {4, 4, 0}};
-// Outputs that a thread stores at once.
+// Outputs that a thread of NCHW stores at once, its columns; of NHWC it has as many columns as the stride,
+// and kDepthwiseVector channels.
 inline constexpr int kRollingVectorBytes = 16;
-// Blocks that an SM has registers for.
-inline constexpr int kRollingBlocks = 7;
+// Blocks that an SM has registers for; those of NHWC hold a filter for each of their channels.
+constexpr int rolling_blocks(int kernel, bool channels_last) {
+  return !channels_last ? 7 : kernel == 4 ? 3 : kernel == 3 ? 4 : 6;
+}
 
 // Everything about one launch that does not depend on pointers.
 struct DepthwiseLaunch {
   DepthwiseMapping mapping = DepthwiseMapping::kColumns;
-  // Neighbouring columns or channels of a thread: 1 or kDepthwiseVector; kRollingVectorBytes in kRolling.
+  // Neighbouring columns or channels of a thread: 1 or kDepthwiseVector. Its columns in kRolling: of
+  // kRollingVectorBytes or, of NHWC, as many as the stride.
   int vector = 1;
   bool shares_input = false;  // neighbouring channels are of one group: they multiply the same inputs
   // Output rows of a set: 1 or kDepthwiseRows of one H-phase, all a thread's at a time; in kRolling, of a
@@ -73,7 +78,8 @@ struct DepthwiseLaunch {
 
   // kRolling
   int filter = 0;              // of kRollingFilters
-  bool loads_vectors = false;  // a thread's own input columns are vectors, if the input's address is aligned
+  bool loads_vectors = false;  // a thread's own input columns are vectors, if the input's address is aligned;
+                               // of NHWC its channels are
 
   // kChannels. An item is one output column of one row set of one H-phase; the lanes of a block that hold
   // different channels share it.

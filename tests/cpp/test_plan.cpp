@@ -260,14 +260,22 @@ void check_tile_wgmma(const Problem& p, const convt::TileWgmmaLaunch& launch, co
 // Every output is stored by exactly one thread, which has the filter as constants and walks down whole bases.
 void check_rolling(const Problem& p, const convt::DepthwiseLaunch& launch, const std::string& context) {
   const convt::RollingFilter& filter = convt::kRollingFilters[launch.filter];
-  CHECK(p.cin_per_group == 1 && !p.output_channels_last, context);
+  CHECK(p.cin_per_group == 1, context);
   for (const Axis* axis : {&p.h, &p.w}) {
     CHECK(axis->kernel == filter.kernel && axis->stride == filter.stride && axis->dilation == 1, context);
   }
   CHECK(p.w.padding % filter.stride == filter.phase, context);
-  CHECK(launch.vector * convt::element_size(p.dtype) == convt::kRollingVectorBytes, context);
   CHECK(launch.vector % filter.stride == 0 && p.w.output % launch.vector == 0, context);
-  CHECK(p.w.input == 1 || p.input_stride.w == 1, context);
+  if (p.output_channels_last) {
+    const convt::ActivationStrides& in = p.input_stride;
+    CHECK(launch.vector == filter.stride && !launch.loads_vectors && p.cout_per_group == 1, context);
+    CHECK(launch.channels_per_thread == convt::kDepthwiseVector && in.c == 1, context);
+    for (const int64_t distance : {p.cout(), in.n, in.h, in.w})
+      CHECK(distance % convt::kDepthwiseVector == 0, context);
+  } else {
+    CHECK(launch.vector * convt::element_size(p.dtype) == convt::kRollingVectorBytes, context);
+    CHECK(launch.channels_per_thread == 1 && (p.w.input == 1 || p.input_stride.w == 1), context);
+  }
   const int64_t first_base = p.h.padding / filter.stride, last_base = first_base + launch.row_sets - 1;
   CHECK(launch.rows == filter.stride, context);
   CHECK(last_base == (p.h.output - 1 + p.h.padding) / filter.stride, context);
@@ -307,7 +315,8 @@ void check_depthwise(const Problem& p, const convt::DepthwiseLaunch& launch, con
   if (launch.mapping != convt::DepthwiseMapping::kChannels) {
     CHECK(p.w.output % launch.vector == 0, context);
     // Neighbouring columns read neighbouring inputs.
-    CHECK(launch.vector == 1 || (launch.phases_w.shift_step == 1 && !p.output_channels_last), context);
+    CHECK(launch.vector == 1 || rolling || (launch.phases_w.shift_step == 1 && !p.output_channels_last),
+          context);
     covers(launch.runs, launch.sets_per_thread, launch.row_sets);
     const int64_t phases = rolling ? 1 : p.h.stride;
     CHECK(launch.threads == p.w.output / launch.vector * phases * launch.runs * launch.channel_runs * p.batch,
@@ -855,7 +864,8 @@ void test_depthwise() {
             Kernel::kGeneric,
         "float64");
   // Vectors of channels only where channels are neighbours, and pixels start at multiples of a vector.
-  Problem p = make_problem(DType::kFloat16, 32, 256, 256, k4s2, k4s2, 256, true);
+  const Axis k8s4 = make_axis(64, 8, 4, 2);
+  Problem p = make_problem(DType::kFloat16, 32, 256, 256, k8s4, k8s4, 256, true);
   const auto launch = [&p] { return convt::make_plan(p, kH100, "depthwise").depthwise; };
   CHECK(launch().vector == 4 && launch().mapping == convt::DepthwiseMapping::kChannels, "");
   p.input_stride.w += 1;
@@ -888,6 +898,11 @@ void test_rolling() {
             const convt::DepthwiseLaunch launch = convt::make_plan(p, kH100, "depthwise").depthwise;
             CHECK((launch.mapping == convt::DepthwiseMapping::kRolling) == whole, describe(p));
             check_plan(p, kH100, "depthwise", describe(p));
+            const Problem last = make_problem(dtype, 3, 8, 8, h, w, 8, true);
+            CHECK((convt::make_plan(last, kH100, "depthwise").depthwise.mapping ==
+                   convt::DepthwiseMapping::kRolling) == (w.output % filter.stride == 0),
+                  describe(last));
+            check_plan(last, kH100, "depthwise", describe(last));
           }
         }
       }
@@ -912,7 +927,8 @@ void test_rolling() {
         make_problem(dtype, 32, 256, 256, make_axis(64, 3, 2, 1, 1), k4s2, 256),
         make_problem(dtype, 32, 256, 256, make_axis(64, 8, 4, 2), make_axis(64, 8, 4, 2), 256),
         make_problem(dtype, 32, 256, 128, k4s2, k4s2, 128),
-        make_problem(dtype, 32, 256, 256, k4s2, k4s2, 256, true),
+        make_problem(dtype, 32, 254, 254, k4s2, k4s2, 254, true),
+        make_problem(dtype, 32, 256, 512, k4s2, k4s2, 256, true),
     };
     for (const Problem& p : others) {
       CHECK(launch(p).mapping != convt::DepthwiseMapping::kRolling, describe(p));

@@ -31,6 +31,7 @@ struct DepthwiseParams {
   Divisor<int> column_groups, runs, channel_runs;
   int threads;
   bool channels_last;
+  bool dense_filters;  // those of neighbouring input channels follow each other, as vectors
 
   // channels
   Divisor<int> lanes, channel_tiles, blocks_an_image, taps, kernel_w, columns;
