@@ -18,6 +18,7 @@ from reference import (
     Geometry,
     Target,
     assert_accurate,
+    check_launches,
     embed,
     every_second,
     lacks_room,
@@ -320,12 +321,11 @@ def test_odd_rows(geometry: Geometry, precision: str, target: Target, monkeypatc
     assert together == ({"1", "2"} if geometry.stride[1] == 2 else {"1"}), together
 
 
-def sanitized_without_taps(geometries: tuple[Geometry, ...]) -> pytest.MarkDecorator:
-    """Parametrizes with these geometries; that of phases without taps runs under compute-sanitizer too."""
-    marks = {"phases_without_taps": [pytest.mark.sanitize]}
+def geometries(all_of: tuple[Geometry, ...], sanitized: str) -> pytest.MarkDecorator:
+    """Parametrizes with these geometries, of which the one of that name runs under compute-sanitizer too."""
+    marks = {sanitized: [pytest.mark.sanitize]}
     return pytest.mark.parametrize(
-        "geometry",
-        [pytest.param(geometry, marks=marks.get(geometry.name, []), id=geometry.name) for geometry in geometries],
+        "geometry", [pytest.param(each, marks=marks.get(each.name, []), id=each.name) for each in all_of]
     )
 
 
@@ -375,7 +375,7 @@ ROUNDS = (
 )
 
 
-@sanitized_without_taps(ROUNDS)
+@geometries(ROUNDS, sanitized="phases_without_taps")
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @on_kernel("implicit_gemm")
@@ -407,7 +407,7 @@ FEW_TILES = (
 )
 
 
-@sanitized_without_taps(FEW_TILES)
+@geometries(FEW_TILES, sanitized="phases_without_taps")
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @on_kernel("implicit_gemm")
@@ -456,10 +456,7 @@ BOXES = (
 )
 
 
-@pytest.mark.parametrize(
-    "geometry",
-    [pytest.param(g, marks=[pytest.mark.sanitize] * (g.name == "k2s2_14x14"), id=g.name) for g in BOXES],
-)
+@geometries(BOXES, sanitized="k2s2_14x14")
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
 @on_kernel("implicit_gemm")
 def test_output_boxes(geometry: Geometry, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,17 +468,15 @@ def test_output_boxes(geometry: Geometry, precision: str, target: Target, monkey
 @pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
 @on_kernel("implicit_gemm")
 def test_output_boxes_with_activation(precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An activation gives the bits that it gives outside of the operator."""
-    geometry = BOXES[0]
+    """An activation gives the bits that it gives outside of the operator, in boxes and not."""
+    geometry, ranks = BOXES[0], range(40)
     x, w, b = geometry.tensors(TENSOR_CORE_PRECISIONS[precision], target.device)
-    boxes = set()
+    assert target.kernel is not None
     with tf32_allowed(precision == "tf32"):
-        for line in launches(monkeypatch, target.kernel, range(40), x, w, b, **geometry.arguments):
-            boxes.add(line.split(" boxes=")[1].split()[0])
-            out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
-            active = convt_ext.conv_transpose2d_act(x, w, b, **geometry.arguments, activation="relu")
-            assert torch.equal(active, torch.relu(out)), line
+        lines = list(launches(monkeypatch, target.kernel, ranks, x, w, b, **geometry.arguments))
+    boxes = {line.split(" boxes=")[1].split()[0] for line in lines}
     assert len(boxes) > 1, boxes
+    check_launches(monkeypatch, target.kernel, ranks, geometry, precision, x, w, b)
 
 
 # Input images of one pixel: taps in the order of the outputs, taps that padding crops or dilation spreads, outputs
@@ -611,26 +606,40 @@ ROLLING = (
 )
 
 
+def check_rolling(geometry: Geometry, images: dict[str, Tensor], w: Tensor, b: Tensor | None) -> Tensor:
+    """The output: accurate, and of the same bits for all of these equal inputs and for two layouts of the weight.
+
+    Sums are taken in one order, however the inputs and the filters are loaded.
+    """
+    x = next(iter(images.values()))
+    known = reference(x, w, b, **geometry.arguments)
+    first: Tensor | None = None
+    for name, image in images.items():
+        line = convt_ext.plan(image, w, b, **geometry.arguments)
+        assert line.startswith("depthwise mapping=rolling "), line
+        for weight in (w, LAYOUTS["transposed"](w)):
+            for _ in range(2):
+                poison(geometry.output, x.dtype, x.device.type)
+                out = convt_ext.conv_transpose2d(image, weight, b, **geometry.arguments)
+                assert_accurate(out, image, weight, b, f"{name}: {line}", known, **geometry.arguments)
+                first = out if first is None else first
+                assert torch.equal(out, first), f"{name}: {line}"
+    assert first is not None
+    return first
+
+
+depthwise_dtypes = pytest.mark.parametrize(
+    "dtype", KERNEL_DTYPES["depthwise"], ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
+
+
 @pytest.mark.parametrize("geometry", ROLLING, ids=lambda geometry: geometry.name)
-@pytest.mark.parametrize("dtype", KERNEL_DTYPES["depthwise"], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@depthwise_dtypes
 @on_kernel("depthwise")
 def test_rolling_rows(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
     """Inputs that are loaded as vectors and, as their rows or their first element are not aligned, one by one."""
     x, w, b = geometry.tensors(dtype, target.device)
-    known = reference(x, w, b, **geometry.arguments)
-    shifted = torch.empty(x.numel() + 1, dtype=dtype, device=x.device)[1:].view(x.shape).copy_(x)
-    first: Tensor | None = None
-    for name, images in {"contiguous": x, "shifted": shifted, "sliced": LAYOUTS["sliced"](x)}.items():
-        line = convt_ext.plan(images, w, b, **geometry.arguments)
-        assert line.startswith("depthwise mapping=rolling "), line
-        for weight in (w, LAYOUTS["transposed"](w)):
-            for _ in range(2):
-                poison(geometry.output, dtype, target.device)
-                out = convt_ext.conv_transpose2d(images, weight, b, **geometry.arguments)
-                assert_accurate(out, images, weight, b, f"{name}: {line}", known, **geometry.arguments)
-                # Sums are taken in one order, however the inputs are loaded.
-                first = out if first is None else first
-                assert torch.equal(out, first), f"{name}: {line}"
+    check_rolling(geometry, {"contiguous": x, "off_by_one": off_by_one(x), "sliced": LAYOUTS["sliced"](x)}, w, b)
 
 
 # The same in channels_last, where lanes are channels.
@@ -641,35 +650,23 @@ ROLLING_CHANNELS = tuple(
 
 
 @pytest.mark.parametrize("geometry", ROLLING_CHANNELS, ids=lambda geometry: geometry.name)
-@pytest.mark.parametrize("dtype", KERNEL_DTYPES["depthwise"], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@depthwise_dtypes
 @on_kernel("depthwise")
 def test_rolling_channels(geometry: Geometry, dtype: torch.dtype, target: Target) -> None:
     """Filters that follow each other in memory, and others; inputs that are not aligned take another kernel."""
     x, w, b = geometry.tensors(dtype, target.device)
-    known = reference(x, w, b, **geometry.arguments)
-    images = LAYOUTS["channels_last"](x)
-    line = convt_ext.plan(images, w, b, **geometry.arguments)
-    assert line.startswith("depthwise mapping=rolling "), line
-    assert " channels=4x9 " in line, line
-    first: Tensor | None = None
+    x = LAYOUTS["channels_last"](x)
+    assert " channels=4x9 " in convt_ext.plan(x, w, b, **geometry.arguments)
+    out = check_rolling(geometry, {"channels_last": x}, w, b)
+    assert out.is_contiguous(memory_format=torch.channels_last)
     for weight in (w, LAYOUTS["transposed"](w)):
-        for activation in (None, "relu"):
-            poison(geometry.output, dtype, target.device)
-            if activation is None:
-                out = convt_ext.conv_transpose2d(images, weight, b, **geometry.arguments)
-                assert_accurate(out, images, weight, b, line, known, **geometry.arguments)
-                assert out.is_contiguous(memory_format=torch.channels_last)
-                first = out if first is None else first
-                assert torch.equal(out, first), line
-            else:
-                out = convt_ext.conv_transpose2d_act(images, weight, b, **geometry.arguments, activation=activation)
-                assert torch.equal(out, torch.relu(first)), line
-    shifted = torch.empty(x.numel() + 1, dtype=dtype, device=x.device)[1:].as_strided(images.shape, images.stride())
-    shifted.copy_(images)
-    line = convt_ext.plan(shifted, w, b, **geometry.arguments)
+        poison(geometry.output, dtype, target.device)
+        active = convt_ext.conv_transpose2d_act(x, weight, b, **geometry.arguments, activation="relu")
+        assert torch.equal(active, torch.relu(out))
+    x = off_by_one(x)
+    line = convt_ext.plan(x, w, b, **geometry.arguments)
     assert line.startswith("depthwise mapping=channels "), line
-    out = convt_ext.conv_transpose2d(shifted, w, b, **geometry.arguments)
-    assert_accurate(out, shifted, w, b, line, known, **geometry.arguments)
+    assert_accurate(convt_ext.conv_transpose2d(x, w, b, **geometry.arguments), x, w, b, line, **geometry.arguments)
 
 
 # No more than half of a product's rows are output channels: outputs of stride 1 are taken in pairs, and phases that
