@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "convt/alignment.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/depthwise.cuh"
 #include "convt/device/launch.cuh"

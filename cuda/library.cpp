@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "convt/activation.h"
+#include "convt/alignment.h"
 #include "convt/kernels.h"
 #include "convt/plan.h"
 #include "convt/problem.h"
@@ -581,8 +582,8 @@ Plan plan_for(const Problem& p, int device, const char* forced) {
                    p.weight_stride.kh,
                    p.weight_stride.kw,
                    p.output_channels_last,
-                   reinterpret_cast<uintptr_t>(p.input) % 16 == 0,
-                   reinterpret_cast<uintptr_t>(p.weight) % 16 == 0};
+                   is_aligned(p.input, 16),
+                   is_aligned(p.weight, 16)};
   const auto found = plans.find(key);
   if (found != plans.end()) return found->second;
   if (plans.size() >= kMostPlans) plans.clear();

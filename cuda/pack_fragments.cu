@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "convt/alignment.h"
 #include "convt/device/launch.cuh"
 #include "convt/device/tf32.cuh"
 #include "convt/kernels.h"
@@ -234,7 +235,7 @@ cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, voi
   const int tap_pieces = (std::min(part, p.cout_per_group) + piece - 1) / piece;
   p.tap_pieces = p.channels_last ? tap_pieces : 1;
   p.channel_pieces = p.channels_last ? taps * tap_pieces : (run + piece - 1) / piece;
-  p.aligned = reinterpret_cast<intptr_t>(problem.weight) % 16 == 0 &&
+  p.aligned = is_aligned(problem.weight, 16) &&
               (p.channels_last ? whole({p.stride.cin, p.stride.kh, p.stride.kw, part})
                                : contiguous && whole({p.stride.cin, part * taps}));
   const size_t slab = static_cast<size_t>(p.pitch) * (32 / kBytes) * kBytes;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "convt/alignment.h"
 #include "plan_common.h"
 
 namespace convt {
@@ -117,8 +118,7 @@ struct DepthwisePlanner {
     if (p.output_channels_last) {
       // Neighbouring channels are vectors, and distances between columns and between rows have 32 bits.
       constexpr int64_t kFarthest = kMaxCoordinate / 8;
-      if (!loads_vectors() || reinterpret_cast<uintptr_t>(p.input) % kRollingVectorBytes != 0)
-        return kNoFilter;
+      if (!loads_vectors() || !is_aligned(p.input, kRollingVectorBytes)) return kNoFilter;
       if (p.w.input > 1 && p.input_stride.w >= kFarthest) return kNoFilter;
       if (p.w.output >= kMaxCoordinate / p.cout()) return kNoFilter;
     } else if (p.w.input > 1 && p.input_stride.w != 1) {

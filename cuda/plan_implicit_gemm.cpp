@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "convt/alignment.h"
 #include "convt/plan.h"
 #include "plan_common.h"
 
@@ -18,8 +19,6 @@ constexpr int64_t kMaxPitch = int64_t{1} << 39;
 constexpr int64_t kSector = 32;  // bytes
 constexpr int kMaxBox = 256;     // elements of a tensor copy along a side
 constexpr int kLeastStages = 3;  // where there is a choice
-
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kAlignment == 0; }
 
 struct Search {
   const Problem& problem;  // folded
@@ -38,7 +37,7 @@ struct Search {
   // Whether channels (or, of blocks, columns) lie side by side and the others at distances that maps have.
   bool reads_lines() const {
     const ActivationStrides& in = problem.input_stride;
-    return parts == 1 && is_aligned(problem.input) && (in.c == 1 || problem.cin() == 1) &&
+    return parts == 1 && is_aligned(problem.input, kAlignment) && (in.c == 1 || problem.cin() == 1) &&
            is_pitch(problem.w.input, in.w, problem.cin()) && is_pitch(problem.h.input, in.h, problem.cin()) &&
            is_pitch(problem.batch, in.n, problem.cin()) &&
            is_pitch(problem.groups, problem.cin_per_group, problem.cin_per_group);
@@ -46,13 +45,14 @@ struct Search {
   bool reads_blocks(bool flat) const {
     const ActivationStrides& in = problem.input_stride;
     const int64_t line = flat ? problem.h.input * problem.w.input : problem.w.input;
-    return size == 2 && is_aligned(problem.input) && (in.w == 1 || problem.w.input == 1) &&
+    return size == 2 && is_aligned(problem.input, kAlignment) && (in.w == 1 || problem.w.input == 1) &&
            is_pitch(problem.cin(), in.c, line) && (flat || is_pitch(problem.h.input, in.h, line)) &&
            is_pitch(problem.batch, in.n, line);
   }
   bool reads_weight() const {
     const WeightStrides& w = problem.weight_stride;
-    return size == 2 && is_aligned(problem.weight) && (w.cout == 1 || problem.cout_per_group == 1) &&
+    return size == 2 && is_aligned(problem.weight, kAlignment) &&
+           (w.cout == 1 || problem.cout_per_group == 1) &&
            is_pitch(problem.cin(), w.cin, problem.cout_per_group) &&
            is_pitch(problem.w.kernel, w.kw, problem.cout_per_group) &&
            is_pitch(problem.h.kernel, w.kh, problem.cout_per_group);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "convt/alignment.h"
 #include "convt/plan.h"
 #include "plan_common.h"
 
@@ -154,9 +155,8 @@ const char* scatter_gemm_obstacle(const Problem& p, const DeviceLimits& device) 
   if (p.batch == 1) in.n = 0;
   if (p.h.input == 1) in.h = 0;
   if (p.cin() == 1) in.c = 0;
-  const auto address = reinterpret_cast<uintptr_t>(p.input);
   if (in.w != 1 || !divides(kVector, {in.n, in.c, in.h, p.w.input}) ||
-      address % static_cast<uintptr_t>(kVector * element_size(p.dtype)) != 0) {
+      !is_aligned(p.input, kVector * element_size(p.dtype))) {
     return "it reads four neighbours along W at once";
   }
   return nullptr;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "convt/alignment.h"
 #include "convt/plan.h"
 #include "plan_common.h"
 
@@ -260,12 +261,11 @@ struct Search {
   bool may_walk(const ThinLaunch& launch) const {
     const AxisTaps& taps = launch.taps_h;
     const int offsets = taps.offsets(0);
-    const auto address = reinterpret_cast<uintptr_t>(problem.input);
     // Many tiles of output channels would each read the weight's lines in pieces, and wait for them.
     return problem.cout_per_group <= kThinMostCouts && taps.sets == 1 &&
            thin_may_walk(launch.parts, launch.row_blocks, offsets) && taps.span == offsets - 1 &&
            (launch.along_w || launch.along_c) &&
-           address % (launch.along_w ? 4 * launch.element_size : 16) == 0;
+           is_aligned(problem.input, launch.along_w ? 4 * launch.element_size : 16);
   }
 
   // All phases along H in one set where they have the same offsets, by one way to number outputs or the

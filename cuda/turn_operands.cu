@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "convt/alignment.h"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/mma.cuh"
@@ -443,7 +444,7 @@ void divide(Matrices& m, int64_t batches) {
                              m.rows_side_by_side ? m.col_h_from : 0, m.batch_from[0], m.batch_from[1]};
   for (int bytes = 16; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
     const int64_t vector = bytes / static_cast<int>(sizeof(T));
-    if (!is_aligned(m.from, static_cast<size_t>(bytes)) ||
+    if (!is_aligned(m.from, bytes) ||
         std::any_of(std::begin(numbers), std::end(numbers), [vector](int64_t n) { return n % vector != 0; }))
       continue;
     m.copy_bytes = bytes;
@@ -527,7 +528,7 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
     const auto whole = [&f](int64_t elements) { return elements * sizeof(T) % f.copy_bytes == 0; };
     while (f.copy_bytes > static_cast<int>(sizeof(T)) &&
            !(w.kw == 1 && whole(t.fold_w) && whole(w.kh) && whole(w.cout) && whole(w.cin) &&
-             is_aligned(f.from, static_cast<size_t>(f.copy_bytes))))
+             is_aligned(f.from, f.copy_bytes)))
       f.copy_bytes /= 2;
     if (kAlongCin && contiguous) {
       Matrices& m = p.jobs[1];

@@ -13,6 +13,10 @@ int common_power_of_two(int most, Numbers... numbers) {
   return power;
 }
 
+inline bool is_aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<intptr_t>(pointer) % bytes == 0;
+}
+
 // The widest access, of `bytes` at most, that the address allows.
 inline int aligned_bytes(const void* pointer, int bytes) {
   return common_power_of_two(bytes, reinterpret_cast<intptr_t>(pointer));

@@ -39,6 +39,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "convt/alignment.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"

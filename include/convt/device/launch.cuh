@@ -42,10 +42,6 @@ void set_problem(Params<T>& p, const Problem& problem) {
   p.output_w = static_cast<int>(problem.w.output);
 }
 
-inline bool is_aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
 template <typename Kernel>
 cudaError_t allow_shared_memory(Kernel* kernel, size_t limit) {
   // Always the device's limit, not what this launch needs: threads that launch at the same time then set the

@@ -23,6 +23,7 @@
 
 #include <type_traits>
 
+#include "convt/alignment.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/channel_planes.cuh"
 #include "convt/device/launch.cuh"

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "convt/alignment.h"
 #include "convt/device/launch.cuh"
 #include "convt/device/thin.cuh"
 #include "convt/device/thin_walk.cuh"

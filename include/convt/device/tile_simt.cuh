@@ -28,6 +28,7 @@
 
 #include <type_traits>
 
+#include "convt/alignment.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
@@ -677,12 +678,9 @@ Params<T> make_params(const Problem& problem, const TileSimtLaunch& launch, cons
 
   const int64_t vector_bytes = 4 * sizeof(T);
   const ActivationStrides& in = problem.input_stride;
-  p.vector_input = launch.vector_input &&
-                   is_multiple(reinterpret_cast<intptr_t>(problem.input), vector_bytes) &&
-                   is_multiple(in.n, 4) && is_multiple(in.h, 4) && is_multiple(in.w, 4) &&
-                   is_multiple(problem.cin_per_group, 4);
-  p.vector_output = is_multiple(reinterpret_cast<intptr_t>(problem.output), vector_bytes) &&
-                    is_multiple(problem.cout_per_group, 4);
+  p.vector_input = launch.vector_input && is_aligned(problem.input, vector_bytes) && is_multiple(in.n, 4) &&
+                   is_multiple(in.h, 4) && is_multiple(in.w, 4) && is_multiple(problem.cin_per_group, 4);
+  p.vector_output = is_aligned(problem.output, vector_bytes) && is_multiple(problem.cout_per_group, 4);
   return p;
 }
 
