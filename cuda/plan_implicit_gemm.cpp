@@ -243,20 +243,15 @@ struct Search {
 
   // The widest stores of elements that lie side by side.
   void set_stores(ImplicitGemmLaunch& launch) const {
-    const int64_t together = launch.phases_together * fold_w;
-    const bool side_by_side = problem.output_channels_last || problem.w.stride == launch.phases_together;
-    launch.store_elements = 1;
-    if (!side_by_side && fold_w == 1) return;
-    for (int elements = static_cast<int>(kAlignment / size); elements > 1; elements /= 2) {
-      const bool whole =
-          problem.output_channels_last ? problem.cout_per_group % elements == 0
-          : !side_by_side
-              ? divides(elements, {fold_w})
-              : divides(elements, {problem.w.output * fold_w,
-                                   launch.blocks || launch.flat ? elements : launch.cols * together});
-      if (!whole) continue;
-      launch.store_elements = elements;
-      return;
+    const int most = static_cast<int>(kAlignment / size);
+    if (problem.output_channels_last) {
+      launch.store_elements = common_power_of_two(most, problem.cout_per_group);
+    } else if (problem.w.stride == launch.phases_together) {
+      const int64_t together = launch.phases_together * fold_w;
+      const int64_t line = launch.blocks || launch.flat ? most : launch.cols * together;
+      launch.store_elements = common_power_of_two(most, problem.w.output * fold_w, line);
+    } else {
+      launch.store_elements = common_power_of_two(most, fold_w);
     }
   }
 
@@ -459,8 +454,8 @@ struct Search {
 // How many neighbouring phases along an axis may be rows of one product, beside none: the largest power of
 // two, up to 8, that divides everything.
 std::vector<int> folds(const Problem& problem, const Axis& axis) {
-  int fold = axis.dilation == 1 && !problem.output_channels_last ? 8 : 1;
-  while (!divides(fold, {axis.stride, axis.kernel, axis.padding, axis.output})) fold /= 2;
+  const int most = axis.dilation == 1 && !problem.output_channels_last ? 8 : 1;
+  const int fold = common_power_of_two(most, axis.stride, axis.kernel, axis.padding, axis.output);
   return fold == 1 ? std::vector<int>{1} : std::vector<int>{1, fold};
 }
 

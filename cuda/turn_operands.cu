@@ -17,9 +17,6 @@
 // registers where rows are whole pieces of 16 bytes), and writes columns in 16 bytes. Rows of float32 that
 // lie side by side already (channels_last) do not pass through shared memory.
 
-#include <algorithm>
-#include <iterator>
-
 #include "convt/alignment.h"
 #include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
@@ -435,21 +432,16 @@ void divide(Matrices& m, int64_t batches) {
   m.tiles_r = (m.padded_rows + height - 1) / height;
   m.tiles_c = (m.cols + width - 1) / width;
   m.tiles = static_cast<int>(batches * m.tiles_r * m.tiles_c);
-  m.copy_bytes = sizeof(T);
-  m.rows_side_by_side = sizeof(T) == 4 && !m.folds && (m.row_from == 1 || m.rows == 1);
+  constexpr int kSize = sizeof(T), kVector = 16 / kSize;
+  m.copy_bytes = kSize;
+  m.rows_side_by_side = kSize == 4 && !m.folds && (m.row_from == 1 || m.rows == 1);
   const bool side_by_side = m.col_w_from == 1 && (m.cols == m.col_w || m.col_h_from == m.col_w);
   if (!m.rows_side_by_side && !side_by_side) return;
-  const int64_t numbers[] = {m.rows_side_by_side ? m.rows : m.cols,
-                             m.rows_side_by_side ? m.col_w_from : m.row_from,
-                             m.rows_side_by_side ? m.col_h_from : 0, m.batch_from[0], m.batch_from[1]};
-  for (int bytes = 16; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
-    const int64_t vector = bytes / static_cast<int>(sizeof(T));
-    if (!is_aligned(m.from, bytes) ||
-        std::any_of(std::begin(numbers), std::end(numbers), [vector](int64_t n) { return n % vector != 0; }))
-      continue;
-    m.copy_bytes = bytes;
-    return;
-  }
+  const int of_batches = common_power_of_two(kVector, m.batch_from[0], m.batch_from[1]);
+  const int elements = m.rows_side_by_side
+                           ? common_power_of_two(of_batches, m.rows, m.col_w_from, m.col_h_from)
+                           : common_power_of_two(of_batches, m.cols, m.row_from);
+  m.copy_bytes = aligned_bytes(m.from, elements * kSize);
 }
 
 template <typename T, int kParts>
@@ -524,12 +516,8 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
     f.part_to = int64_t{f.groups} * f.taps * (kAlongCin ? cout : cin) * f.padded;
     f.kernel = static_cast<int>(kernel);
     f.kernel_w = static_cast<int>(kernel_w);
-    f.copy_bytes = 16;
-    const auto whole = [&f](int64_t elements) { return elements * sizeof(T) % f.copy_bytes == 0; };
-    while (f.copy_bytes > static_cast<int>(sizeof(T)) &&
-           !(w.kw == 1 && whole(t.fold_w) && whole(w.kh) && whole(w.cout) && whole(w.cin) &&
-             is_aligned(f.from, f.copy_bytes)))
-      f.copy_bytes /= 2;
+    const int elements = w.kw == 1 ? common_power_of_two(kVector, t.fold_w, w.kh, w.cout, w.cin) : 1;
+    f.copy_bytes = aligned_bytes(f.from, elements * static_cast<int>(sizeof(T)));
     if (kAlongCin && contiguous) {
       Matrices& m = p.jobs[1];
       m.folds = true;

@@ -1441,8 +1441,8 @@ cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, 
   const int copied = t.blocks ? C::kPixels : t.images * t.rows * t.cols;
   p.expected_bytes =
       static_cast<unsigned>(p.shared.weight_bytes) + static_cast<unsigned>(C::kParts * copied * kLine);
-  p.store_elements = t.store_elements;
-  while (!is_aligned(problem.output, p.store_elements * sizeof(T))) p.store_elements /= 2;
+  constexpr int kSize = sizeof(T);
+  p.store_elements = aligned_bytes(problem.output, t.store_elements * kSize) / kSize;
   p.output_channels_last = problem.output_channels_last;
   p.after_turning = t.turns_input || t.turns_weight;
   cudaError_t error = make_input_map(problem, t, workspace, p);
