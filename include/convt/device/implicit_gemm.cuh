@@ -1278,8 +1278,7 @@ constexpr CUtensorMapDataType kOutputType =
 template <typename T>
 cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, const void* workspace,
                            Params<T>& p) {
-  const auto unsign = [](int64_t x) { return static_cast<uint64_t>(x); };
-  const uint64_t size = sizeof(T);
+  constexpr int64_t kSize = sizeof(T);
   ActivationStrides in = problem.input_stride;
   int64_t group = problem.cin_per_group * in.c;
   if (t.turns_input) {
@@ -1289,36 +1288,32 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
     in.h = problem.w.input * in.w;
     in.n = problem.h.input * in.h;
   }
-  const uint64_t w = unsign(problem.w.input), h = unsign(problem.h.input),
-                 n = unsign(problem.batch * t.parts), c = unsign(problem.cin_per_group),
-                 g = unsign(problem.groups);
+  const int64_t w = problem.w.input, h = problem.h.input, n = problem.batch * t.parts;
   const void* const address = t.turns_input ? workspace : problem.input;
-  const uint32_t line = static_cast<uint32_t>(t.chunk());
   TensorBox box = {kTensorType<T>, address, {}, {}, {}};
-  const auto set = [&box, size](int i, uint64_t side, int64_t pitch, uint32_t part) {
+  const auto set = [&box](int i, int64_t side, int64_t pitch, int part) {
     box.sides[i] = side;
-    if (i > 0) box.pitches[i - 1] = static_cast<uint64_t>(pitch) * size;
+    if (i > 0) box.pitches[i - 1] = pitch * kSize;
     box.box[i] = part;
   };
   if (t.blocks) {
     set(0, t.flat ? w * h : w, 1, kBlock);
-    set(1, c, in.c, line);
+    set(1, problem.cin_per_group, in.c, t.chunk());
     set(2, t.flat ? 1 : h, in.h, 1);
     set(3, n, in.n, 1);
   } else {
-    set(0, c, 1, line);
-    set(1, t.flat ? w * h * n : w, in.w, static_cast<uint32_t>(p.share_cols));
-    set(2, t.flat ? 1 : h, in.h, static_cast<uint32_t>(p.share_rows));
-    set(3, t.flat ? 1 : n, in.n, static_cast<uint32_t>(p.share_images));
+    set(0, problem.cin_per_group, 1, t.chunk());
+    set(1, t.flat ? w * h * n : w, in.w, p.share_cols);
+    set(2, t.flat ? 1 : h, in.h, p.share_rows);
+    set(3, t.flat ? 1 : n, in.n, p.share_images);
   }
-  set(4, g, group, 1);
+  set(4, problem.groups, group, 1);
   return make_tensor_map(box, &p.input_map);
 }
 
 template <typename T>
 cudaError_t make_weight_map(const Problem& problem, const ImplicitGemmLaunch& t, const void* workspace,
                             Params<T>& p) {
-  const auto unsign = [](int64_t x) { return static_cast<uint64_t>(x); };
   const int64_t cin = problem.cin_per_group, cout = problem.cout_per_group;
   const int64_t kw = problem.w.kernel, kh = problem.h.kernel;
   WeightStrides weight = problem.weight_stride;
@@ -1333,31 +1328,29 @@ cudaError_t make_weight_map(const Problem& problem, const ImplicitGemmLaunch& t,
     weight.kh = kw * weight.kw;
     group = kh * weight.kh;
   }
-  const uint64_t size = sizeof(T);
+  constexpr int64_t kSize = sizeof(T);
   TensorBox box = {kTensorType<T>, address, {}, {}, {}};
   const int along = kAlongCin ? 0 : 1;  // the place of cin among the sides
-  box.sides[along] = unsign(cin);
-  box.sides[1 - along] = unsign(cout);
-  box.sides[2] = unsign(kw);
-  box.sides[3] = unsign(kh);
-  box.sides[4] = unsign(problem.groups * t.parts);
-  box.pitches[0] = size * unsign(kAlongCin ? weight.cout : weight.cin);
-  box.pitches[1] = size * unsign(weight.kw);
-  box.pitches[2] = size * unsign(weight.kh);
-  box.pitches[3] = size * unsign(group);
-  const uint32_t shares = static_cast<uint32_t>(t.cluster_pixels);
-  box.box[0] = kAlongCin ? static_cast<uint32_t>(t.chunk()) : kRows;
-  box.box[1] =
-      (kAlongCin ? static_cast<uint32_t>(t.sizes().rows) : static_cast<uint32_t>(t.chunk())) / shares;
+  box.sides[along] = cin;
+  box.sides[1 - along] = cout;
+  box.sides[2] = kw;
+  box.sides[3] = kh;
+  box.sides[4] = problem.groups * t.parts;
+  box.pitches[0] = kSize * (kAlongCin ? weight.cout : weight.cin);
+  box.pitches[1] = kSize * weight.kw;
+  box.pitches[2] = kSize * weight.kh;
+  box.pitches[3] = kSize * group;
+  box.box[0] = kAlongCin ? t.chunk() : kRows;
+  box.box[1] = (kAlongCin ? t.sizes().rows : t.chunk()) / t.cluster_pixels;
   box.box[2] = box.box[3] = box.box[4] = 1;
   return make_tensor_map(box, &p.weight_map);
 }
 
 template <typename T>
 cudaError_t make_boxes(const Problem& folded, const ImplicitGemmLaunch& t, Params<T>& p) {
+  constexpr int kSize = sizeof(T);
   const ImplicitGemmBox& of = t.box;
   output_boxes::Boxes& b = p.boxes;
-  const auto unsign = [](int64_t x) { return static_cast<uint64_t>(x); };
   b.count = of.count;
   b.images = of.images;
   b.couts = of.product_rows() / t.fold();
@@ -1365,7 +1358,7 @@ cudaError_t make_boxes(const Problem& folded, const ImplicitGemmLaunch& t, Param
   b.rows = of.rows;
   b.cols = of.cols;
   b.halves = of.halves;
-  b.bytes = of.product_rows() * of.places() * static_cast<int>(sizeof(T));
+  b.bytes = of.product_rows() * of.places() * kSize;
   b.warp_bytes = static_cast<int>(implicit_gemm_box_bytes(t));
   b.log2_fold_h = p.log2_fold_h;
   b.log2_fold_w = p.log2_fold_w;
@@ -1373,13 +1366,12 @@ cudaError_t make_boxes(const Problem& folded, const ImplicitGemmLaunch& t, Param
   p.box_steps = of.whole_rows ? rows : 0;
   const int64_t plane = folded.h.output * folded.w.output * t.fold(), couts = folded.cout() / t.fold();
   const int64_t row = of.whole_rows ? of.side : folded.w.output * t.fold_w;
-  const uint64_t plane_bytes = unsign(plane) * sizeof(T), row_bytes = unsign(row) * sizeof(T);
-  const auto narrow = [](int x) { return static_cast<uint32_t>(x); };
+  const int64_t plane_bytes = plane * kSize;
   const TensorBox box = {kOutputType<T>,
                          folded.output,
-                         {unsign(row), unsign(plane / row), unsign(couts), unsign(folded.batch), 1},
-                         {row_bytes, plane_bytes, unsign(couts) * plane_bytes, kTensorAlignment},
-                         {narrow(of.side), narrow(rows), narrow(b.couts), narrow(of.images), 1},
+                         {row, plane / row, couts, folded.batch, 1},
+                         {row * kSize, plane_bytes, couts * plane_bytes, kTensorAlignment},
+                         {of.side, rows, b.couts, of.images, 1},
                          false};
   return make_tensor_map(box, &b.map);
 }

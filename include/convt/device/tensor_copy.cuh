@@ -18,8 +18,8 @@ inline constexpr int kTensorRank = 5;
 struct TensorBox {
   CUtensorMapDataType type;
   const void* address;
-  uint64_t sides[kTensorRank], pitches[kTensorRank - 1];
-  uint32_t box[kTensorRank];
+  int64_t sides[kTensorRank], pitches[kTensorRank - 1];
+  int box[kTensorRank];
   bool swizzled = true;
 };
 
@@ -42,11 +42,13 @@ inline cudaError_t make_tensor_map(const TensorBox& tensor, CUtensorMap* map) {
   cuuint64_t sides[kTensorRank], pitches[kTensorRank - 1];
   cuuint32_t box[kTensorRank], steps[kTensorRank];
   for (int i = 0; i < kTensorRank; ++i) {
-    sides[i] = tensor.sides[i];
-    box[i] = tensor.box[i];
+    sides[i] = static_cast<cuuint64_t>(tensor.sides[i]);
+    box[i] = static_cast<cuuint32_t>(tensor.box[i]);
     steps[i] = 1;
     // The distance between neighbours that do not exist must be a valid one too.
-    if (i > 0) pitches[i - 1] = tensor.sides[i] > 1 ? tensor.pitches[i - 1] : kTensorAlignment;
+    if (i > 0)
+      pitches[i - 1] =
+          tensor.sides[i] > 1 ? static_cast<cuuint64_t>(tensor.pitches[i - 1]) : kTensorAlignment;
   }
   const CUresult result = encode(map, tensor.type, kTensorRank, const_cast<void*>(tensor.address), sides,
                                  pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
