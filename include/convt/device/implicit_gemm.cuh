@@ -124,8 +124,6 @@ struct Params {
   bool output_channels_last, after_turning;
   ImplicitGemmShared shared;
   output_boxes::Boxes boxes;
-  int box_steps;                             // rows of the map in a box of whole rows of images, else 0
-  int second_image, second_row, second_col;  // where the second warpgroup's places begin in a tile of lines
 };
 
 // A piece of work of this block.
@@ -1090,18 +1088,20 @@ struct BoxPlaces {
       at = locate_block(p, (work.tile * C::kPixels + (second ? C::kColumns : 0)) / kBlock);
     } else {
       at = locate_lines(p, work.tile);
-      if (second) at = {at.image + p.second_image, at.h + p.second_row, at.w + p.second_col};
+      const output_boxes::Boxes& b = p.boxes;
+      if (second) at = {at.image + b.second_image, at.h + b.second_row, at.w + b.second_col};
     }
   }
 
   __device__ BoxPlace operator()() const {
+    const output_boxes::Boxes& b = p.boxes;
     int h = at.h, w = at.w;
     if (C::kBlocks && p.flat_pixels > 0) {
       const auto by_row = p.image_w.divide(at.w);
       h = by_row.quotient;
       w = by_row.remainder;
     }
-    const int row = p.box_steps > 0 ? p.boxes.rows.divide(h).quotient * p.box_steps : h << p.log2_fold_h;
+    const int row = b.map_rows > 0 ? b.rows.divide(h).quotient * b.map_rows : h << p.log2_fold_h;
     return {w << p.log2_fold_w, row, channel, at.image, 0};
   }
   __device__ void operator++() {
@@ -1363,7 +1363,11 @@ cudaError_t make_boxes(const Problem& folded, const ImplicitGemmLaunch& t, Param
   b.log2_fold_h = p.log2_fold_h;
   b.log2_fold_w = p.log2_fold_w;
   const int rows = of.rows * of.cols * t.fold() / of.side;  // of a box
-  p.box_steps = of.whole_rows ? rows : 0;
+  b.map_rows = of.whole_rows ? rows : 0;
+  // The second warpgroup has the second half of the tile along its outermost side.
+  b.second_image = of.images < t.images ? of.images : 0;
+  b.second_row = of.rows < t.rows ? of.rows : 0;
+  b.second_col = of.cols < t.cols ? of.cols : 0;
   const int64_t plane = folded.h.output * folded.w.output * t.fold(), couts = folded.cout() / t.fold();
   const int64_t row = of.whole_rows ? of.side : folded.w.output * t.fold_w;
   const int64_t plane_bytes = plane * kSize;
@@ -1439,13 +1443,8 @@ cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, 
   p.after_turning = t.turns_input || t.turns_weight;
   cudaError_t error = make_input_map(problem, t, workspace, p);
   if (error == cudaSuccess) error = make_weight_map(problem, t, workspace, p);
-  if (t.box.count > 0 && is_aligned(problem.output, kTensorAlignment)) {
-    if (error == cudaSuccess) error = make_boxes(problem, t, p);
-    // Of the second warpgroup, which has the second half of the tile along its outermost side.
-    p.second_image = t.box.images < t.images ? t.box.images : 0;
-    p.second_row = t.box.rows < t.rows ? t.box.rows : 0;
-    p.second_col = t.box.cols < t.cols ? t.box.cols : 0;
-  }
+  const bool boxed = t.box.count > 0 && is_aligned(problem.output, kTensorAlignment);
+  if (error == cudaSuccess && boxed) error = make_boxes(problem, t, p);
   auto* kernel = implicit_gemm_kernel<C, T>;
   if (error == cudaSuccess) error = allow_shared_memory(kernel, t.shared_limit);
   if (error != cudaSuccess) return error;

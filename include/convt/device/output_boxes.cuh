@@ -33,6 +33,8 @@ struct Boxes {
   bool halves;                      // eight of a warp's rows are put together at a time
   int bytes, warp_bytes;            // of a box, of a warp
   int log2_fold_h, log2_fold_w;
+  int map_rows;                              // of a box, where the map's rows are no image rows, else 0
+  int second_image, second_row, second_col;  // where the second warpgroup's places begin in a tile of lines
 
   __device__ int row_pitch() const { return static_cast<int>(cols) << log2_fold_w; }
   __device__ int cout_pitch() const { return (static_cast<int>(rows) << log2_fold_h) * row_pitch(); }
