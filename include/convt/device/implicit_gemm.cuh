@@ -230,6 +230,14 @@ __device__ inline Origin locate_block(const Params<T>& p, int block) {
   return {by_row.quotient, by_row.remainder, by_col.remainder * kBlock};
 }
 
+// A place of a block by its row and column, which those of flat blocks have in one number.
+template <typename T>
+__device__ inline Origin place_in_image(const Params<T>& p, const Origin& at) {
+  if (p.flat_pixels == 0) return at;
+  const auto by_row = p.image_w.divide(at.w);
+  return {at.image, by_row.quotient, by_row.remainder};
+}
+
 // Goes on to the next block: of a row, of the next row, of the next image.
 template <typename T>
 __device__ inline void next_block(const Params<T>& p, Origin& at) {
@@ -565,11 +573,7 @@ __device__ inline void write_places(const Params<T>& p, const Work& work, int64_
     if constexpr (C::kBlocks) {
       at = locate_block(p, work.tile * (C::kPixels / kBlock) + n / kBlock);
       at.w += n % kBlock;
-      if (p.flat_pixels > 0) {
-        const auto by_row = p.image_w.divide(at.w);
-        at.h = by_row.quotient;
-        at.w = by_row.remainder;
-      }
+      at = place_in_image(p, at);
     } else if (p.flat_pixels > 0) {
       const int pixel = work.tile * p.cols + n;
       exists = exists && pixel < p.flat_pixels && n < p.cols;
@@ -1095,14 +1099,9 @@ struct BoxPlaces {
 
   __device__ BoxPlace operator()() const {
     const output_boxes::Boxes& b = p.boxes;
-    int h = at.h, w = at.w;
-    if (C::kBlocks && p.flat_pixels > 0) {
-      const auto by_row = p.image_w.divide(at.w);
-      h = by_row.quotient;
-      w = by_row.remainder;
-    }
-    const int row = b.map_rows > 0 ? b.rows.divide(h).quotient * b.map_rows : h << p.log2_fold_h;
-    return {w << p.log2_fold_w, row, channel, at.image, 0};
+    const Origin place = C::kBlocks ? place_in_image(p, at) : at;
+    const int row = b.map_rows > 0 ? b.rows.divide(place.h).quotient * b.map_rows : place.h << p.log2_fold_h;
+    return {place.w << p.log2_fold_w, row, channel, place.image, 0};
   }
   __device__ void operator++() {
     if constexpr (C::kBlocks) next_block(p, at);
