@@ -268,6 +268,18 @@ struct Search {
     }
   }
 
+  // The side of boxes of whole rows, each of so many elements of an output channel: the largest that copies
+  // can have and that divides both box and channel, in whole sectors if possible; 0 if there is none.
+  int side_of_whole_rows(int64_t box) const {
+    const int64_t channel = problem.h.output * problem.w.output * fold_h * fold_w;
+    for (const int64_t bytes : {kSector, kAlignment}) {
+      for (int side = kMaxBox; side > 0; --side) {
+        if (side * size % bytes == 0 && divides(side, {box, channel})) return side;
+      }
+    }
+    return 0;
+  }
+
   // Lets outputs leave in boxes where all phases are rows of one product, the places of a warpgroup are
   // boxes, and a tensor map can have the output's rows or, where whole ones follow each other, others.
   bool set_box(ImplicitGemmLaunch& launch) const {
@@ -304,14 +316,7 @@ struct Search {
     box.whole_rows = box.cols == problem.w.output;
     const int64_t row = problem.w.output * fold_w, each = int64_t{box.rows} * box.cols * launch.fold();
     if (box.whole_rows) {
-      // Whole sectors if possible.
-      box.side = 0;
-      for (const int64_t bytes : {kSector, kAlignment}) {
-        for (int side = kMaxBox; side > 0 && box.side == 0; --side) {
-          if (side * size % bytes == 0 && each % side == 0 && problem.h.output * fold_h * row % side == 0)
-            box.side = side;
-        }
-      }
+      box.side = side_of_whole_rows(each);
       if (box.side == 0) return false;
     } else if (row * size % kAlignment != 0 || box.side * size % kAlignment != 0 || box.side > kMaxBox) {
       return false;
