@@ -59,10 +59,10 @@ namespace implicit_gemm {
 inline constexpr int kLine = kImplicitGemmLine, kBlock = kImplicitGemmBlock;
 inline constexpr int kGroups = kImplicitGemmGroups;
 inline constexpr int kMultipliers = 128 * kGroups, kThreads = kMultipliers + 128;
-inline constexpr int kRows = 64;                         // of a warpgroup
-inline constexpr int kSteps = 4;                         // products of a line, 32 bytes deep
-inline constexpr int kTileBytes = kRows * kLine;         // of 64 rows, or of 64 columns
-inline constexpr int64_t kNowhere = -1;                  // a place that does not exist
+inline constexpr int kRows = 64, kWarpRows = kImplicitGemmWarpRows;  // of a warpgroup, of a warp
+inline constexpr int kSteps = 4;                                     // products of a line, 32 bytes deep
+inline constexpr int kTileBytes = kRows * kLine;                     // of 64 rows, or of 64 columns
+inline constexpr int64_t kNowhere = -1;                              // a place that does not exist
 inline constexpr int64_t kLastPhaseMissing = 1LL << 62;  // added to a place whose second phase is outside
 
 static_assert(kImplicitGemmColumnStep == kWgmmaColumnStep);
@@ -735,7 +735,7 @@ __device__ inline void lay_channels(unsigned lines, int slice, const RoundedSums
   for (int j = 0; j < kPlaces / 8; j += 2) {
     const int first = slice * (kPlaces / 8) + j;
     if constexpr (sizeof(T) == 2) {
-      const int place = 8 * (j + lane / 16) + lane % 8, row = warp * 16 + lane / 8 % 2 * 8;
+      const int place = 8 * (j + lane / 16) + lane % 8, row = warp * kWarpRows + lane / 8 % 2 * 8;
       store_transposed(lines + place * Lines::kPitch + row * 2, sums.word(first, 0, 0),
                        sums.word(first, 1, 0), sums.word(first + 1, 0, 0), sums.word(first + 1, 1, 0));
     } else {
@@ -743,7 +743,8 @@ __device__ inline void lay_channels(unsigned lines, int slice, const RoundedSums
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const int place = 8 * (j + k / 2) + lane % 4 * 2 + k % 2, row = warp * 16 + half * 8 + lane / 4;
+          const int place = 8 * (j + k / 2) + lane % 4 * 2 + k % 2;
+          const int row = warp * kWarpRows + half * 8 + lane / 4;
           asm volatile("st.shared.u32 [%0], %1;" ::"r"(lines + place * Lines::kPitch + row * 4),
                        "r"(sums.word(first + k / 2, half, k % 2))
                        : "memory");
@@ -874,7 +875,7 @@ __device__ inline void copy_rows(unsigned lines, const int64_t* places, T* outpu
     T* to = output + (place & ~kLastPhaseMissing) + element % kPhases + first_row * stride;
     const unsigned from = lines + first_row * kPitch + vector * kBytes;
 #pragma unroll 1
-    for (int row = 0; row < 16; row += kStep * kPiecesAtOnce) {
+    for (int row = 0; row < kWarpRows; row += kStep * kPiecesAtOnce) {
       Piece<kBytes> pieces[kPiecesAtOnce];
 #pragma unroll
       for (int i = 0; i < kPiecesAtOnce; ++i)
@@ -932,7 +933,7 @@ __device__ inline void copy_pairs(unsigned lines, const int64_t* places, T* outp
   const unsigned from = lines + lane * 4;
   to += offset[0];
 #pragma unroll 1
-  for (int row = 0; row < 16; row += kPiecesAtOnce) {
+  for (int row = 0; row < kWarpRows; row += kPiecesAtOnce) {
     unsigned own[kPiecesAtOnce], others[kPiecesAtOnce];
 #pragma unroll
     for (int i = 0; i < kPiecesAtOnce; ++i) {
@@ -953,7 +954,7 @@ __device__ inline void copy_pairs(unsigned lines, const int64_t* places, T* outp
   if (!__any_sync(kAll, apart || alone)) return;
   to = output + second;
 #pragma unroll 1
-  for (int row = 0; row < min(couts, 16); ++row) {
+  for (int row = 0; row < min(couts, kWarpRows); ++row) {
     const auto single = Piece<2>::load(from + row * kPitch + 2);
     if (apart || (alone && !is_odd(to))) single.store(to);
     to += stride;
@@ -992,7 +993,7 @@ __device__ inline void sync_lines() {
 }
 
 // Of the warp, in lines of the warpgroup.
-__device__ inline int first_own_row() { return afresh(static_cast<int>(threadIdx.x)) % 128 / 32 * 16; }
+__device__ inline int first_own_row() { return afresh(static_cast<int>(threadIdx.x)) % 128 / 32 * kWarpRows; }
 
 template <int kPhases, bool kOwnRows, typename C, typename T>
 __device__ inline void lay_slice(unsigned lines, int slice, const RoundedSums<C, T>& first,
@@ -1113,7 +1114,7 @@ template <typename C, typename T>
 __device__ inline void store_boxes(const Params<T>& p, const Work& work, int first_cout, unsigned boxes,
                                    const int* offsets, const RoundedSums<C, T>& sums) {
   const int warp = afresh(static_cast<int>(threadIdx.x)) % 128 / 32;
-  const int cout = first_cout + warp * kImplicitGemmWarpRows;
+  const int cout = first_cout + warp * kWarpRows;
   output_boxes::store_rows<T, C::kColumns>(
       p.boxes, p.activation, boxes + static_cast<unsigned>(warp * p.boxes.warp_bytes), offsets,
       p.cout_per_group - cout, [&](int block, int half, int k) { return sums.word(block, half, k); },
@@ -1182,7 +1183,7 @@ __device__ __forceinline__ void multiply_works(const Params<T>& p, unsigned stag
       if (!boxed) write_places<C>(p, work, places);
 #pragma unroll
       for (int i = 0; i < 2 * C::kRowTiles; ++i) {
-        const int cout = first_cout + i / 2 * kRows + thread / 32 * 16 + i % 2 * 8 + thread % 32 / 4;
+        const int cout = first_cout + i / 2 * kRows + thread / 32 * kWarpRows + i % 2 * 8 + thread % 32 / 4;
         if (p.bias != nullptr && cout < p.cout_per_group)
           bias[i / 2][i % 2] =
               widen(p.bias[((int64_t{work.group} * p.cout_per_group + cout) >> log2_fold) * p.bias_stride]);
