@@ -77,9 +77,10 @@ struct DepthwiseLaunch {
   int threads = 1;
 
   // kRolling
-  int filter = 0;              // of kRollingFilters
-  bool loads_vectors = false;  // a thread's own input columns are vectors, if the input's address is aligned;
-                               // of NHWC its channels are
+  int filter = 0;  // of kRollingFilters
+  // Of NCHW: a thread's own input columns are a vector, if the input's address is aligned. Channels of NHWC
+  // always are.
+  bool loads_vectors = false;
 
   // kChannels. An item is one output column of one row set of one H-phase; the lanes of a block that hold
   // different channels share it.
