@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "convt/macros.h"
 #include "convt/phases.h"
 #include "convt/problem.h"
 
@@ -162,10 +163,16 @@ inline size_t implicit_gemm_box_bytes(const ImplicitGemmLaunch& launch) {
   return (bytes + kImplicitGemmLine - 1) / kImplicitGemmLine * kImplicitGemmLine;
 }
 
+// Slices of a row's outputs: 128 bytes, of all phases together, of so many columns of the products.
+CONVT_HOST_DEVICE constexpr int implicit_gemm_slices(int columns, int element_size, int phases = 1) {
+  const int places = kImplicitGemmLine / element_size / phases;
+  return (columns + places - 1) / places;
+}
+
 // Of the sums that a block takes over from others with which it divides channels, in the stages.
 inline size_t implicit_gemm_split_bytes(const ImplicitGemmLaunch& launch) {
   const int slice = kImplicitGemmLine / launch.element_size;  // columns
-  const int slices = (launch.columns() + slice - 1) / slice;
+  const int slices = implicit_gemm_slices(launch.columns(), launch.element_size);
   const size_t own = static_cast<size_t>((slices + launch.splits - 1) / launch.splits);
   return static_cast<size_t>(launch.splits - 1) * own * slice * 64 * sizeof(float) * kImplicitGemmGroups;
 }

@@ -665,7 +665,7 @@ struct RoundedSums<C, float> {
 template <typename C, typename T>
 __device__ inline void add_splits(const Params<T>& p, int rank, unsigned stages, Sums<C::kAllColumns>& sums) {
   constexpr int kBlocks = kLine / static_cast<int>(sizeof(T)) / 8, kSlices = C::kColumns / 8 / kBlocks;
-  const int slices = (columns<C>(p) + 8 * kBlocks - 1) / (8 * kBlocks);
+  const int slices = implicit_gemm_slices(columns<C>(p), sizeof(T));
   const int most_own = (slices + p.splits - 1) / p.splits;
   constexpr unsigned kBytes = 16 * kMultipliers;  // of four sums of every thread
   // Where the sums of sender `slot` for the receiver's slice `own` lie, in the receiver.
@@ -1054,9 +1054,7 @@ __device__ inline void store_slices(const Params<T>& p, const Work& work, int sp
                                     unsigned lines, const int64_t* places, const RoundedSums<C, T>& first,
                                     const RoundedSums<C, T>& second) {
   constexpr int kOfTile = kSlices<C, T, kPhases>;
-  // Those of products' columns.
-  constexpr int kPlaces = kLine / static_cast<int>(sizeof(T)) / kPhases;
-  const int slices = (columns<C>(p) + kPlaces - 1) / kPlaces;
+  const int slices = implicit_gemm_slices(columns<C>(p), sizeof(T), kPhases);
   const int log2_fold = p.log2_fold_h + p.log2_fold_w;
   with_own_rows(p, [&](auto own_rows) {
     constexpr bool kOwnRows = decltype(own_rows)::value;
