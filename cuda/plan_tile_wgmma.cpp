@@ -83,9 +83,10 @@ struct Search {
     const double pixels = launch.images * (launch.flat_rows ? shared.image_pixels : shared.input_rows * cols);
     const double staged = turns * pixels * channels;
     // float32 of NHWC is rounded where it lies, after its copies: they are waited for where no buffer is free
-    // for the next ones.
-    const bool waits =
-        launch.input_channels_last && size == 4 && (launch.stages == 2 || launch.stages == launch.chunks);
+    // for the next ones. Split operands of NCHW are, where products read one of two buffers.
+    const bool waits = launch.input_channels_last
+                           ? size == 4 && (launch.stages == 2 || launch.stages == launch.chunks)
+                           : parts > 1 && launch.stages == 2;
     const double stage = launch.input_channels_last && size == 2
                              ? 1.36 * staged / launch.load_vector + 1170 * turns
                          : launch.input_channels_last && parts == 1
