@@ -119,7 +119,7 @@ struct Search {
     if (size == 2 && by_rows) cycles *= 1.04;
     // TF32 with few taps to an input.
     if (size == 4 && parts == 1 && mean_offsets <= 4) cycles *= launch.input_channels_last ? 1.15 : 1.03;
-    return turns_of_blocks * cycles + (parts == 1 ? 14500 : 10600) + (launch.cluster > 1 ? 3400 : 0) +
+    return turns_of_blocks * cycles + (parts == 1 ? 14500 : 18000) + (launch.cluster > 1 ? 3400 : 0) +
            (launch.repairs ? 3500 : 0) + 0.00121 * static_cast<double>(launch.packed_bytes) + kept;
   }
 
