@@ -105,7 +105,11 @@ struct Search {
     const double waits = !t.shares_copies() || waits_pay ? 1 : 1.05;
     // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
     double products = size == 2 ? 0.016 : 0.015;
-    if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : 1.12);
+    // Two stages hide less of what the rows take that only neighbouring tiles bring besides, and tiles of few
+    // rows have many of them.
+    const double halo_h = largest_shift(t.phases_h);
+    const double two_stages = 1.12 + 0.5 * std::max(0.0, halo_h / (t.rows + halo_h) - 1.0 / 9);
+    if (parts > 1) products = (t.phases_together == 1 ? 0.08 : 0.088) * (t.stages > 2 ? 1 : two_stages);
     const double tensor = products * sizes.rows * t.lines() * waits;
     const double load = parts > 1 ? 0.005 : size == 2 ? 0.0138 : 0.0129;  // of a byte
     // What a step takes at least, to start copies and wait for them; and besides products and copies.
