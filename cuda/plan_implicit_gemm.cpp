@@ -79,10 +79,11 @@ struct Search {
     const double mean_steps = all_steps / static_cast<double>(t.phases());
     const double steps = rounds < 4 ? most_steps + (rounds - 1) * mean_steps : rounds * mean_steps;
     // Blocks of a cluster wait for each other, which a shared weight makes up for where operands are split
-    // and all phases have as many taps.
+    // and all phases have as many taps, and in TF32 where phases are folded.
     const bool even = problem.h.kernel == most_taps(t.phases_h) * problem.h.stride &&
                       problem.w.kernel == most_taps(t.phases_w) * problem.w.stride;
-    const double shared_weight = parts > 1 && even ? t.cluster_pixels : 1;
+    const bool folded_pairs = size == 4 && parts == 1 && t.fold() > 1 && t.cluster_pixels > 1;
+    const double shared_weight = parts > 1 && even ? t.cluster_pixels : folded_pairs ? 1.1 : 1;
     const double input = static_cast<double>(size) * static_cast<double>(problem.batch) *
                          static_cast<double>(problem.h.input * problem.w.input) *
                          static_cast<double>(problem.cin());
@@ -101,7 +102,7 @@ struct Search {
     const double shared_pixels = t.cluster_rows > 1 ? two_share : 1;
     const double loads =
         static_cast<double>(kImplicitGemmLine * parts) * (weight_lines + shared_pixels * t.lines());
-    const bool waits_pay = parts > 1 && (even || t.cluster_pixels == 1);
+    const bool waits_pay = folded_pairs || (parts > 1 && (even || t.cluster_pixels == 1));
     const double waits = !t.shares_copies() || waits_pay ? 1 : 1.05;
     // Of a step. Split operands are bound by the products, three of each term, and by a ring of two stages.
     double products = size == 2 ? 0.016 : 0.015;
@@ -172,6 +173,7 @@ struct Search {
         size == 4 && problem.output_channels_last ? 1 + 0.0002 * t.cols + 0.05 / t.cols : 1;
     const double memory = 0.00057 * rows_cost * (input + output);
     const double shares = !t.shares_copies() ? 0
+                          : folded_pairs     ? 1000
                           : parts == 1       ? 1100 + 400 * rounds
                           : t.fold() == 1    ? 2000 + 500 * rounds
                                              : 1000;
