@@ -109,8 +109,11 @@ struct Search {
       const double multiply = 1.05 * products + fragments + (t.parts == 2 ? 80 * depth * t.row_blocks : 0) +
                               t.chunks * (0.41 * reads + 0.39 * converts) + 416;
       const double gather = 13 * outputs + 60 * thread_columns * t.warps();
-      const double most = (t.along_w ? (t.parts == 2 ? 1.25 : 1.4) : 1.7) * (resident > 1 ? 1.1 : 1);
-      const double ipc = std::min(most, 0.2 * resident_warps);
+      // Warps of a thread block wait for each other, and for copies where they have but two stages of them;
+      // another thread block hides both.
+      const double hides = resident > 1 ? 1.1 : t.stages == 2 ? 0.95 : 1;
+      const double most = (t.along_w ? (t.parts == 2 ? 1.25 : 1.4) : 1.7) * hides;
+      const double ipc = std::min(most, (resident > 1 ? 0.2 : 0.19) * resident_warps);
       const double issue = (warps * multiply + gather) / ipc;
       const double bytes = (t.along_w ? 0.115 : 0.064) * row_bytes + stores;
       const double step = std::cbrt(cube(issue) + cube(tensor) + cube(bytes) + cube(1200 / resident));
