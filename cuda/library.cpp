@@ -673,6 +673,8 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
                  : launch_tile_simt_fp16(problem, plan.tile_simt, workspace, stream);
     case Kernel::kThin:
       return kThinPaths.of(problem)(problem, plan.thin, stream);
+    case Kernel::kThinSimt:
+      return launch_thin_simt(problem, plan.thin_simt, stream);
     case Kernel::kTileMma:
       return launch_tensor_cores(problem, plan.tile_mma, kTileMmaPaths, workspace, stream);
     case Kernel::kTileWgmma: {

@@ -315,6 +315,8 @@ const char* kernel_name(Kernel kernel) {
       return "depthwise";
     case Kernel::kThin:
       return "thin";
+    case Kernel::kThinSimt:
+      return "thin_simt";
     case Kernel::kTileSimt:
       return "tile_simt";
     case Kernel::kTileMma:
@@ -339,21 +341,22 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const Forced wanted(forced);
   const std::string& name = wanted.name;
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
-  const bool tensor_kernel = forces(Kernel::kThin) || forces(Kernel::kTileMma) ||
-                             forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im) ||
-                             forces(Kernel::kImplicitGemm) || forces(Kernel::kPixelGemm) ||
-                             forces(Kernel::kScatterGemm) || forces(Kernel::kPhaseGemm);
+  const bool estimated = forces(Kernel::kThin) || forces(Kernel::kThinSimt) || forces(Kernel::kTileMma) ||
+                         forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im) ||
+                         forces(Kernel::kImplicitGemm) || forces(Kernel::kPixelGemm) ||
+                         forces(Kernel::kScatterGemm) || forces(Kernel::kPhaseGemm);
   if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
-      !forces(Kernel::kTileSimt) && !tensor_kernel) {
+      !forces(Kernel::kTileSimt) && !estimated) {
     throw std::invalid_argument(
-        "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
+        "CONVT_KERNEL must be generic, depthwise, thin, thin_simt, tile_simt, tile_mma, tile_wgmma, col2im, "
         "implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got " +
         name);
   }
-  if (wanted.text != name && !tensor_kernel) {
-    throw std::invalid_argument("CONVT_KERNEL=" + wanted.text +
-                                ": only thin, tile_mma, tile_wgmma, col2im, implicit_gemm, pixel_gemm, "
-                                "scatter_gemm and phase_gemm number their launches");
+  if (wanted.text != name && !estimated) {
+    throw std::invalid_argument(
+        "CONVT_KERNEL=" + wanted.text +
+        ": only thin, thin_simt, tile_mma, tile_wgmma, col2im, implicit_gemm, pixel_gemm, "
+        "scatter_gemm and phase_gemm number their launches");
   }
 
   Plan plan;
@@ -378,6 +381,8 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const bool precise = operand_parts(problem) == 1 || splits_pay(device);
   const bool tiles = precise && fills_tensor_cores(problem);
   consider(Kernel::kThin, precise && suits_thin(problem), tensor_core_obstacle, visit_thin, &plan.thin);
+  consider(Kernel::kThinSimt, problem.cin_per_group > 1, thin_simt_obstacle, visit_thin_simt,
+           &plan.thin_simt);
   consider(Kernel::kTileMma, tiles, tile_mma_obstacle, visit_tile_mma, &plan.tile_mma);
   consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);
   consider(Kernel::kCol2im, tiles, col2im_obstacle, visit_col2im, &plan.col2im);
@@ -528,6 +533,14 @@ std::string describe(const Plan& plan) {
          << (t.box.halves ? "+halves" : "") << " workspace=" << t.workspace_bytes
          << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid;
     line << describe_precision(t);
+  }
+  if (plan.kernel == Kernel::kThinSimt) {
+    const ThinSimtLaunch& t = plan.thin_simt;
+    const ThinSimtFilter& shape = t.shape();
+    line << " filter=" << shape.kernel << "s" << shape.stride << " couts=" << shape.couts << "x" << t.groups
+         << " cropped=" << shape.cropped << " bases=" << shape.rows() << "x" << kThinSimtColumns
+         << " sets=" << t.row_sets << "x" << t.col_sets << " channels=" << shape.channels()
+         << " dense=" << t.dense_weight << " shared=" << t.shared_bytes << " blocks=" << t.blocks();
   }
   if (plan.kernel == Kernel::kScatterGemm) {
     const ScatterLaunch& t = plan.scatter_gemm;

@@ -107,6 +107,11 @@ void visit_tile_wgmma(const Problem& problem, const DeviceLimits& device, const 
 using ThinVisitor = std::function<void(const ThinLaunch&, double)>;
 void visit_thin(const Problem& problem, const DeviceLimits& device, const ThinVisitor& visit);
 
+// The same of `thin_simt`, which has one launch.
+const char* thin_simt_obstacle(const Problem& problem, const DeviceLimits& device);
+using ThinSimtVisitor = std::function<void(const ThinSimtLaunch&, double)>;
+void visit_thin_simt(const Problem& problem, const DeviceLimits& device, const ThinSimtVisitor& visit);
+
 // The same of `col2im`.
 const char* col2im_obstacle(const Problem& problem, const DeviceLimits& device);
 using Col2imVisitor = std::function<void(const Col2imLaunch&, double)>;

@@ -38,6 +38,9 @@ cudaError_t launch_thin_bf16(const Problem& problem, const ThinLaunch& launch, c
 cudaError_t launch_thin_tf32(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
 cudaError_t launch_thin_ieee(const Problem& problem, const ThinLaunch& launch, cudaStream_t stream);
 
+// Few output channels of float32 on FMA units, for usual filters; the weight is read as it is.
+cudaError_t launch_thin_simt(const Problem& problem, const ThinSimtLaunch& launch, cudaStream_t stream);
+
 // Filters that do not overlap and few input channels, NCHW; the weight is read as it is.
 cudaError_t launch_scatter_gemm_fp16(const Problem& problem, const ScatterLaunch& launch,
                                      cudaStream_t stream);

@@ -12,6 +12,7 @@
 #include "convt/problem.h"
 #include "convt/scatter_gemm.h"
 #include "convt/thin.h"
+#include "convt/thin_simt.h"
 #include "convt/tile_mma.h"
 #include "convt/tile_simt.h"
 #include "convt/tile_wgmma.h"
@@ -32,6 +33,7 @@ enum class Kernel {
   kGeneric,
   kDepthwise,
   kThin,
+  kThinSimt,
   kTileSimt,
   kTileMma,
   kTileWgmma,
@@ -48,6 +50,7 @@ struct Plan {
   Kernel kernel = Kernel::kNone;
   DepthwiseLaunch depthwise;         // when kernel is kDepthwise
   ThinLaunch thin;                   // when kernel is kThin
+  ThinSimtLaunch thin_simt;          // when kernel is kThinSimt
   TileSimtLaunch tile_simt;          // when kernel is kTileSimt
   TileMmaLaunch tile_mma;            // when kernel is kTileMma
   TileWgmmaLaunch tile_wgmma;        // when kernel is kTileWgmma

@@ -1,0 +1,94 @@
+// Which launch of thin_simt computes a problem, and what it should cost.
+
+#include <algorithm>
+#include <cmath>
+
+#include "convt/alignment.h"
+#include "plan_common.h"
+
+namespace convt {
+namespace {
+
+constexpr int64_t kVector = 4;  // neighbours along W that are read at once
+
+// The filter's place in kThinSimtFilters, or their number.
+int find_filter(const Problem& p) {
+  const Axis &h = p.h, &w = p.w;
+  const auto is = [&](const ThinSimtFilter& filter) {
+    return h.kernel == filter.kernel && w.kernel == filter.kernel && h.stride == filter.stride &&
+           w.stride == filter.stride && h.dilation == 1 && w.dilation == 1 &&
+           p.cout_per_group == filter.couts && w.padding >= filter.cropped;
+  };
+  return static_cast<int>(std::find_if(std::begin(kThinSimtFilters), std::end(kThinSimtFilters), is) -
+                          std::begin(kThinSimtFilters));
+}
+
+ThinSimtLaunch launch_of(const Problem& problem, const DeviceLimits& device) {
+  ThinSimtLaunch launch;
+  launch.filter = find_filter(problem);
+  const ThinSimtFilter& shape = launch.shape();
+  Axis cropped = problem.w;
+  cropped.padding -= shape.cropped;
+  const Bases rows = bases_of(problem.h), cols = bases_of(cropped);
+  launch.first_row = rows.first;
+  launch.first_col = static_cast<int>(cols.first / kVector * kVector);
+  launch.row_sets = static_cast<int>(ceil_div(rows.count, shape.rows()));
+  launch.col_sets = static_cast<int>(ceil_div(cols.first + cols.count - launch.first_col, kVector));
+  launch.tiles = ceil_div(problem.batch * launch.row_sets * launch.col_sets, kThinSimtQuads);
+  launch.groups = problem.groups;
+  const WeightStrides& w = problem.weight_stride;
+  launch.dense_weight = w.kw == 1 && w.kh == shape.kernel &&
+                        (shape.couts == 1 || w.cout == shape.kernel * shape.kernel) &&
+                        (problem.cin() == 1 || w.cin == shape.weights());
+  launch.shared_bytes = thin_simt_shared(shape, problem.cin_per_group).bytes;
+  launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
+  return launch;
+}
+
+// Counts of what the kernel's loops do, with weights that agree with timed launches on an H100.
+double cycles(const Problem& problem, const DeviceLimits& device, const ThinSimtLaunch& t) {
+  const ThinSimtFilter& shape = t.shape();
+  const double channels = static_cast<double>(problem.cin_per_group);
+  // Instructions of a warp for a channel, and of a thread block for a tile.
+  const double of_channel = shape.weights() * kThinSimtColumns * shape.rows() + shape.pitch() / 4 + 30;
+  const double of_tile = channels * of_channel + kThinSimtWarps * 400 + 20.0 * shape.sums();
+  const double issue =
+      of_tile / kThinSimtWarps * (std::ceil(static_cast<double>(t.blocks()) / device.sm_count) + 0.5) / 0.76;
+  const double input = static_cast<double>(problem.batch) * static_cast<double>(problem.cin()) *
+                       static_cast<double>(problem.h.input * problem.w.input);
+  const double memory = 0.0006 * 4 * (input + static_cast<double>(problem.output_elements()));
+  return 12000 + std::max(issue, memory);
+}
+
+}  // namespace
+
+const char* thin_simt_obstacle(const Problem& p, const DeviceLimits& device) {
+  if (p.dtype != DType::kFloat32) return "it computes float32";
+  if (!fits_32_bits(p.h) || !fits_32_bits(p.w)) return "its coordinates have 32 bits";
+  if (find_filter(p) == kThinSimtFilterCount) return "it is not compiled for the filter";
+  ActivationStrides in = p.input_stride;
+  // Distances of a dimension of one do not matter.
+  if (p.batch == 1) in.n = 0;
+  if (p.h.input == 1) in.h = 0;
+  if (p.cin() == 1) in.c = 0;
+  if (in.w != 1 || !divides(kVector, {in.n, in.c, in.h, p.w.input}) ||
+      !is_aligned(p.input, kVector * element_size(p.dtype))) {
+    return "it reads four neighbours along W at once";
+  }
+  const ThinSimtFilter& shape = kThinSimtFilters[find_filter(p)];
+  if (static_cast<double>(p.cin_per_group) * shape.pitch() >= static_cast<double>(kMaxCoordinate) ||
+      thin_simt_shared(shape, p.cin_per_group).bytes > static_cast<size_t>(device.shared_bytes_per_block))
+    return "the weight does not fit in shared memory";
+  const double quads = static_cast<double>(p.batch) * static_cast<double>(bases_of(p.h).count) *
+                       (static_cast<double>(bases_of(p.w).count) / kVector + 2);
+  if (quads * static_cast<double>(p.groups) >= static_cast<double>(kMaxCoordinate))
+    return "its coordinates have 32 bits";
+  return nullptr;
+}
+
+void visit_thin_simt(const Problem& problem, const DeviceLimits& device, const ThinSimtVisitor& visit) {
+  const ThinSimtLaunch launch = launch_of(problem, device);
+  visit(launch, cycles(problem, device, launch));
+}
+
+}  // namespace convt
