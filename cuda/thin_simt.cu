@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, S::kOf.resident())
   int loaded = first;
   // Behind the last channel, the last one again: fewer branches.
   const auto load = [&](Inputs<S>& x) {
-    if (S::kTaps <= 2 && loaded < prefetched) prefetch(from, p.ahead);
+    if (S::kTaps <= 3 && loaded < prefetched) prefetch(from, p.ahead);
     x.load(from, p.input_stride.h, exists);
     if (++loaded < end) from += p.input_stride.c;
   };
