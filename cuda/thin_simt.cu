@@ -13,7 +13,7 @@
 // before them as another, in each of its rows and in the taps - 1 rows above: a channel or two ahead, which
 // L2 has been told of earlier. It multiplies them by all weights, which come from shared memory, 16 bytes at
 // a time, the same for all lanes. The warps of a thread block have the same bases and divide the channels
-// between them. Sums of at most 72 products are added to totals in shared memory, one for each warp; those of
+// between them. Sums of at most 64 products are added to totals in shared memory, one for each warp; those of
 // the warps are added up in the order in which outputs lie in memory, and stored.
 //
 // Zeros outside the image are multiplied by weights: a weight that is not finite makes NaN of the outputs
@@ -54,13 +54,14 @@ template <int kFilter>
 struct Shape {
   static constexpr ThinSimtFilter kOf = kThinSimtFilters[kFilter];
   static constexpr int kKernel = kOf.kernel, kStride = kOf.stride, kCouts = kOf.couts, kTaps = kOf.taps();
-  static constexpr int kRows = kOf.rows(), kChannels = kOf.channels(), kBuffers = kOf.buffers();
+  static constexpr int kRows = kOf.rows(), kChannels = kOf.channels(), kMostChannels = kOf.most_channels(),
+                       kBuffers = kOf.buffers();
   static constexpr int kWeights = kOf.weights(), kPitch = kOf.pitch();
   static constexpr int kInputRows = kRows + kTaps - 1;
   static constexpr int kBefore = kOf.before(), kBehind = kOf.behind();  // columns
   static constexpr int kRun = kColumns * kStride;          // outputs of a row of a thread's bases
   static constexpr int kLines = kCouts * kRows * kStride;  // such rows
-  static_assert(kBefore <= kColumns && kBehind <= 1);
+  static_assert(kBefore <= kColumns && kBehind <= 1 && kChannels > 0);
 };
 
 // Where the outputs of a quad lie: of the group's first output channel `first` elements from the output's
@@ -305,7 +306,7 @@ __global__ void __launch_bounds__(kThreads, S::kOf.resident() - kFewerBlocks)
 #pragma unroll 1
   do {
     const bool add = channel > first;
-    const int stop = min(channel + S::kChannels, end);
+    const int stop = end - channel <= S::kMostChannels ? end : channel + S::kChannels;
 #pragma unroll 1
     while (channel < stop) {
 #pragma unroll

@@ -11,8 +11,8 @@ inline constexpr int kThinSimtWarps = 4;    // of a thread block: they divide th
 inline constexpr int kThinSimtColumns = 4;  // bases (convt/phases.h) of a thread, neighbours along W
 inline constexpr int kThinSimtQuads = 32;   // such fours of a thread block, one of each lane
 // Products that are summed before the sum is added to a total: keeps the rounding error of long sums below
-// 1e-6 of the sum of magnitudes.
-inline constexpr int kThinSimtMaxProducts = 72;
+// 1e-6 of the sum of magnitudes, even where all terms are equal.
+inline constexpr int kThinSimtMaxProducts = 64;
 
 // A filter as both axes have it, and the output channels of a group: constants of a kernel. And the part of
 // the padding along W that is one: output o sits at o + padding - cropped, and its base that much nearer to
@@ -34,11 +34,10 @@ struct ThinSimtFilter {
   constexpr int buffers() const { return inputs() <= 12 && sums() <= 48 ? 3 : 2; }
   // Thread blocks of a multiprocessor for which registers suffice.
   constexpr int resident() const { return taps() > 2 && sums() + buffers() * inputs() > 80 ? 3 : 4; }
-  // Channels whose products are summed before the sum is added to a total, a multiple of buffers().
-  constexpr int channels() const {
-    const int most = kThinSimtMaxProducts / (taps() * taps()) / buffers() * buffers();
-    return most > buffers() ? most : buffers();
-  }
+  // Channels whose products may be summed before the sum is added to a total; and so many at a time, a
+  // multiple of buffers(), unless they are the last.
+  constexpr int most_channels() const { return kThinSimtMaxProducts / (taps() * taps()); }
+  constexpr int channels() const { return most_channels() / buffers() * buffers(); }
 };
 
 // Last layers of generators (kernels of 3 to 5), of super-resolution networks (9). Of the same filter, those
