@@ -24,6 +24,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
         "cuda/plan_pixel_gemm.cpp",
         "cuda/plan_scatter_gemm.cpp",
         "cuda/plan_thin.cpp",
+        "cuda/plan_thin_simt.cpp",
         "cuda/plan_tile_wgmma.cpp",
     ),
 }

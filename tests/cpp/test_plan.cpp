@@ -10,6 +10,7 @@
 #include <string>
 
 #include "check.h"
+#include "convt/alignment.h"
 #include "convt/plan.h"
 
 namespace {
@@ -686,6 +687,65 @@ void check_scatter_gemm(const Problem& p, const convt::ScatterLaunch& launch, co
   CHECK(static_cast<int64_t>(launch.shared_bytes) <= device.shared_bytes_per_block, context);
 }
 
+bool has_filter(const Problem& p, const convt::ThinSimtFilter& filter) {
+  for (const Axis* axis : {&p.h, &p.w}) {
+    if (axis->kernel != filter.kernel || axis->stride != filter.stride || axis->dilation != 1) return false;
+  }
+  return p.cout_per_group == filter.couts && p.w.padding >= filter.cropped;
+}
+
+// Every base that has outputs is in one four of one thread block, the filter is the problem's, and what is
+// read at once lies at multiples of 16 bytes.
+void check_thin_simt(const Problem& p, const convt::ThinSimtLaunch& launch, const DeviceLimits& device,
+                     const std::string& context) {
+  const auto covers = [&](int64_t blocks, int64_t each, int64_t all) {
+    CHECK(each >= 1 && blocks * each >= all && (blocks - 1) * each < all, context);
+  };
+  CHECK(p.dtype == DType::kFloat32 && launch.groups == p.groups, context);
+  CHECK(launch.filter >= 0 && launch.filter < convt::kThinSimtFilterCount, context);
+  const convt::ThinSimtFilter& filter = launch.shape();
+  CHECK(has_filter(p, filter), context);
+  for (const convt::ThinSimtFilter& other : convt::kThinSimtFilters) {
+    CHECK(!has_filter(p, other) || other.cropped <= filter.cropped, context);
+  }
+  const auto bases = [](const Axis& axis, int64_t padding, int64_t first) {
+    return (axis.output - 1 + padding) / axis.stride - first + 1;
+  };
+  const int64_t padding_w = p.w.padding - filter.cropped;
+  CHECK(launch.first_row == p.h.padding / p.h.stride, context);
+  covers(launch.row_sets, filter.rows(), bases(p.h, p.h.padding, launch.first_row));
+  CHECK(launch.first_col % 4 == 0 && launch.first_col * p.w.stride <= padding_w, context);
+  CHECK((launch.first_col + 4) * p.w.stride > padding_w, context);
+  covers(launch.col_sets, convt::kThinSimtColumns, bases(p.w, padding_w, launch.first_col));
+  const int64_t fours = p.batch * launch.row_sets * launch.col_sets;
+  covers(launch.tiles, convt::kThinSimtQuads, fours);
+  CHECK(fours <= convt::kMaxCoordinate && launch.blocks() == launch.tiles * launch.groups, context);
+  CHECK(launch.blocks() >= 1 && launch.blocks() <= 2147483647, context);
+  // Rows of fours.
+  const auto aligned = [](int64_t side, int64_t stride) { return side == 1 || stride % 4 == 0; };
+  CHECK(p.w.input % 4 == 0 && p.input_stride.w == 1 && aligned(p.batch, p.input_stride.n), context);
+  CHECK(aligned(p.cin(), p.input_stride.c) && aligned(p.h.input, p.input_stride.h), context);
+  CHECK(convt::is_aligned(p.input, 16), context);
+  if (launch.dense_weight) {
+    const convt::WeightStrides& w = p.weight_stride;
+    int64_t place = 0;
+    for (int64_t c = 0; c < std::min<int64_t>(p.cin(), 3); ++c) {
+      for (int64_t cout = 0; cout < p.cout_per_group; ++cout) {
+        for (int64_t kh = 0; kh < p.h.kernel; ++kh) {
+          for (int64_t kw = 0; kw < p.w.kernel; ++kw)
+            CHECK(c * w.cin + cout * w.cout + kh * w.kh + kw * w.kw == place++, context);
+        }
+      }
+    }
+  }
+  const convt::ThinSimtShared shared = convt::thin_simt_shared(filter, p.cin_per_group);
+  CHECK(shared.bytes == launch.shared_bytes && shared.bytes <= launch.shared_limit, context);
+  CHECK(static_cast<int64_t>(launch.shared_limit) <= device.shared_bytes_per_block, context);
+  CHECK(static_cast<int64_t>(shared.totals) >= p.cin_per_group * filter.weights() * 4, context);
+  CHECK(shared.totals % 16 == 0 && shared.warp_totals % 16 == 0 && shared.places % 16 == 0, context);
+  CHECK(shared.places >= shared.totals + convt::kThinSimtWarps * shared.warp_totals, context);
+}
+
 // Every place that has outputs is in one item, every output channel in one thread block, every tap in a step.
 void check_phase_gemm(const Problem& p, const convt::PhaseGemmLaunch& launch, const DeviceLimits& device,
                       const std::string& context) {
@@ -752,6 +812,7 @@ void check_plan(const Problem& p, const DeviceLimits& device, const char* forced
   }
   if (plan.kernel == Kernel::kCol2im) return check_col2im(p, plan.col2im, device, context);
   if (plan.kernel == Kernel::kThin) return check_thin(p, plan.thin, device, context);
+  if (plan.kernel == Kernel::kThinSimt) return check_thin_simt(p, plan.thin_simt, device, context);
   if (plan.kernel == Kernel::kTileMma) return check_tile_mma(p, plan.tile_mma, device, context);
   if (plan.kernel == Kernel::kTileWgmma) return check_tile_wgmma(p, plan.tile_wgmma, device, context);
   if (plan.kernel == Kernel::kDepthwise) return check_depthwise(p, plan.depthwise, device, context);
@@ -802,7 +863,7 @@ void test_typical_problems() {
       const Kernel chosen = convt::make_plan(problem, device.limits, nullptr).kernel;
       const bool split = problem.dtype == DType::kFloat32;
       if (!tensor_cores || (split && !device.fast_tf32)) {
-        CHECK(chosen == Kernel::kTileSimt, context);
+        CHECK(chosen == (thin ? Kernel::kThinSimt : Kernel::kTileSimt), context);
       } else if (one_pixel) {
         CHECK(chosen == Kernel::kPixelGemm, context);
       } else {
@@ -811,7 +872,7 @@ void test_typical_problems() {
         CHECK(!on_wgmma || device.limits.has_wgmma, context);
         CHECK((chosen == Kernel::kScatterGemm) == disjoint, context);
         if (disjoint) continue;
-        const bool few = chosen == Kernel::kThin || chosen == Kernel::kCol2im;
+        const bool few = chosen == Kernel::kThin || chosen == Kernel::kThinSimt || chosen == Kernel::kCol2im;
         CHECK(thin ? few : few || on_wgmma || chosen == Kernel::kTileMma, context);
       }
       check_plan(problem, device.limits, nullptr, context);
@@ -839,7 +900,7 @@ void test_depthwise() {
       {"large filter", Kernel::kDepthwise, 16, 64, 64, 64, k31s1, k31s1},
       {"bilinear", Kernel::kDepthwise, 8, 21, 21, 21, k64s32, k64s32},
       {"one row", Kernel::kDepthwise, 2, 64, 64, 64, row, make_axis(4096, 4, 2, 1)},
-      {"groups of two", Kernel::kDepthwise, 16, 128, 128, 64, k4s2, k4s2},
+      {"groups of two", Kernel::kDepthwise, 16, 128, 128, 64, k3s1, k3s1},
       {"groups of three to many", Kernel::kTileSimt, 16, 24, 512, 8, k4s2, k4s2},
       {"one channel", Kernel::kDepthwise, 8, 1, 64, 1, k4s2, k4s2},
       {"an image", Kernel::kTileSimt, 8, 3, 64, 1, k4s2, k4s2},
@@ -972,7 +1033,7 @@ void test_empty_output() {
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
   for (const char* forced :
        {static_cast<const char*>(nullptr), "", "generic", "depthwise", "thin", "tile_simt", "tile_mma",
-        "tile_wgmma", "col2im", "implicit_gemm", "pixel_gemm"}) {
+        "tile_wgmma", "col2im", "implicit_gemm", "pixel_gemm", "thin_simt"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -1053,10 +1114,179 @@ void test_forced_kernels() {
     message = error.what();
   }
   CHECK(message ==
-            "CONVT_KERNEL must be generic, depthwise, thin, tile_simt, tile_mma, tile_wgmma, col2im, "
-            "implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got "
+            "CONVT_KERNEL must be generic, depthwise, thin, thin_simt, tile_simt, tile_mma, tile_wgmma, "
+            "col2im, implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got "
             "Generic",
         message);
+}
+
+// The filters that thin_simt is compiled for make sense.
+void test_thin_simt_filters() {
+  for (const convt::ThinSimtFilter& filter : convt::kThinSimtFilters) {
+    const std::string context = "kernel " + std::to_string(filter.kernel) + " stride " +
+                                std::to_string(filter.stride) + " couts " + std::to_string(filter.couts) +
+                                " cropped " + std::to_string(filter.cropped);
+    // Every tap's inputs are among those of a thread, in a row and column of each of its bases.
+    for (int tap = 0; tap < filter.kernel; ++tap) {
+      const int phase = (tap - filter.cropped + filter.kernel * filter.stride) % filter.stride;
+      const int columns = (phase + filter.cropped - tap) / filter.stride;
+      CHECK(columns * filter.stride == phase + filter.cropped - tap, context);
+      CHECK(columns >= -filter.before() && columns <= filter.behind(), context);
+      CHECK(tap / filter.stride < filter.taps(), context);
+    }
+    CHECK(filter.before() <= convt::kThinSimtColumns && filter.behind() <= 1, context);
+    CHECK(filter.pitch() % 4 == 0 && filter.pitch() >= filter.weights(), context);
+    CHECK(filter.channels() >= 1 && filter.channels() % filter.buffers() == 0, context);
+    CHECK(filter.channels() * filter.taps() * filter.taps() <= convt::kThinSimtMaxProducts, context);
+    CHECK(filter.sums() <= 64, context);
+    // Enough room for the channels of usual layers, everywhere.
+    for (const Device& device : kDevices) {
+      CHECK(static_cast<int64_t>(convt::thin_simt_shared(filter, 128).bytes) <=
+                device.limits.shared_bytes_per_block,
+            context + " on " + device.name);
+    }
+  }
+}
+
+// Few output channels of float32: which problems thin_simt takes.
+void test_thin_simt() {
+  test_thin_simt_filters();
+  for (const convt::ThinSimtFilter& filter : convt::kThinSimtFilters) {
+    for (int64_t padding = 0; padding <= 2 * filter.kernel; ++padding) {
+      for (int64_t input = 4; input <= 140; input += input < 20 ? 4 : 40) {
+        for (int64_t output_padding = 0; output_padding < filter.stride; ++output_padding) {
+          const Axis h = make_axis(input / 3, filter.kernel, filter.stride, padding / 2, output_padding);
+          const Axis w = make_axis(input, filter.kernel, filter.stride, padding, output_padding);
+          if (h.output < 1 || w.output < 1) continue;
+          const Problem p = make_problem(DType::kFloat32, 3, 34, 2 * filter.couts, h, w, 2);
+          for (const Device& device : kDevices)
+            check_plan(p, device.limits, "thin_simt", describe(p) + " on " + device.name);
+          CHECK(convt::make_plan(p, kH100, "thin_simt").kernel == Kernel::kThinSimt, describe(p));
+        }
+      }
+    }
+  }
+
+  const Axis large = make_axis(128, 4, 2, 1), k9s3 = make_axis(64, 9, 3, 4, 2);
+  const auto launch = [](const Problem& p) {
+    check_plan(p, kH100, "thin_simt", describe(p));
+    return convt::make_plan(p, kH100, "thin_simt").thin_simt;
+  };
+  // As much of the padding is compiled in as there is.
+  for (const auto& [padding, cropped] : {std::pair{0, 0}, {1, 0}, {2, 2}, {3, 2}}) {
+    const Problem p =
+        make_problem(DType::kFloat32, 2, 16, 3, make_axis(30, 5, 2), make_axis(40, 5, 2, padding));
+    CHECK(launch(p).shape().cropped == cropped, describe(p));
+  }
+  const Problem image = make_problem(DType::kFloat32, 16, 128, 3, large, large);
+  CHECK(launch(image).first_row == 0 && launch(image).first_col == 0, "one of padding");
+  CHECK(launch(image).row_sets == 129 && launch(image).col_sets == 32, "fours end where rows of inputs do");
+  const convt::ThinSimtLaunch cropped =
+      launch(make_problem(DType::kFloat32, 3, 32, 3, make_axis(30, 4, 2, 5), make_axis(40, 4, 2, 11)));
+  CHECK(cropped.first_row == 2 && cropped.first_col == 4, "bases without outputs");
+  CHECK(cropped.row_sets == 27 && cropped.col_sets == 8, "bases without outputs");
+  CHECK(launch(make_problem(DType::kFloat32, 3, 32, 6, large, large, 2)).groups == 2, "groups");
+  // Weights that lie as they are read.
+  CHECK(launch(image).dense_weight, "contiguous");
+  Problem laid = image;
+  laid.weight_stride = {48, 1, 12, 3};
+  CHECK(!launch(laid).dense_weight, "output channels side by side");
+  laid.weight_stride = {96, 16, 4, 1};
+  CHECK(!launch(laid).dense_weight, "every second channel");
+  laid.weight_stride = {48, 16, 8, 2};
+  CHECK(!launch(laid).dense_weight, "every second tap");
+  laid.weight_stride = {48, 16, 4, 2};
+  CHECK(!launch(laid).dense_weight, "rows of taps that overlap");
+
+  // One launch, and the plan takes it in IEEE float32 wherever rows lie as it reads them.
+  CHECK(convt::describe(convt::make_plan(image, kH100, "thin_simt:0")) ==
+            convt::describe(convt::make_plan(image, kH100, "thin_simt")),
+        "the only launch");
+  std::string message;
+  try {
+    convt::make_plan(image, kH100, "thin_simt:1");
+  } catch (const std::invalid_argument& error) {
+    message = error.what();
+  }
+  CHECK(message == "CONVT_KERNEL=thin_simt:1: the problem has 1 launches of thin_simt", message);
+  for (const Device& device : kDevices) {
+    const auto chosen = [&device](const Problem& p) {
+      check_plan(p, device.limits, nullptr, describe(p) + " on " + device.name);
+      return convt::make_plan(p, device.limits, nullptr).kernel;
+    };
+    CHECK(chosen(image) == Kernel::kThinSimt, device.name);
+    CHECK(chosen(make_problem(DType::kFloat32, 1, 56, 1, make_axis(180, 9, 3, 4, 2),
+                              make_axis(320, 9, 3, 4, 2))) == Kernel::kThinSimt,
+          device.name);
+    CHECK(chosen(make_problem(DType::kFloat16, 16, 128, 3, large, large)) != Kernel::kThinSimt, device.name);
+    CHECK(chosen(make_problem(DType::kFloat32, 16, 128, 3, large, large, 1, true)) != Kernel::kThinSimt,
+          device.name);
+    CHECK(chosen(make_problem(DType::kFloat32, 16, 3, 3, large, large, 3)) == Kernel::kDepthwise,
+          device.name);
+    // A weight that fits in the shared memory of some.
+    const Problem deep = make_problem(DType::kFloat32, 2, 512, 1, k9s3, k9s3);
+    const bool fits = device.limits.shared_bytes_per_block > 200 << 10;
+    bool refused = false;
+    try {
+      check_plan(deep, device.limits, "thin_simt", device.name);
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    CHECK(refused != fits, device.name);
+    CHECK(fits || chosen(deep) != Kernel::kThinSimt, device.name);
+  }
+  // TF32 or not, it computes the same.
+  Problem rounded = image;
+  rounded.float32_precision = convt::Float32Precision::kTf32;
+  const std::string line = convt::describe(convt::make_plan(rounded, kH100, "thin_simt"));
+  CHECK(line == convt::describe(convt::make_plan(image, kH100, "thin_simt")), line);
+  CHECK(line.rfind("thin_simt filter=4s2 couts=3x1 cropped=1 ", 0) == 0, line);
+  CHECK(line.find("precision=") == std::string::npos, line);
+
+  Problem misaligned = image, strided = image, apart = image;
+  misaligned.input = reinterpret_cast<const void*>(uintptr_t{8});
+  strided.input_stride.h += 2;
+  apart.input_stride.w = 4;
+  const Axis rows = make_axis(30, 4, 2, 1);
+  const struct {
+    Problem problem;
+    const char* reason;
+  } refused[] = {
+      {make_problem(DType::kFloat16, 16, 128, 3, large, large), "it computes float32"},
+      {make_problem(DType::kFloat64, 16, 128, 3, large, large), "it computes float32"},
+      {make_problem(DType::kFloat32, 16, 128, 5, large, large), "not compiled for the filter"},
+      {make_problem(DType::kFloat32, 16, 128, 3, k9s3, k9s3), "not compiled for the filter"},
+      {make_problem(DType::kFloat32, 16, 128, 3, large, make_axis(128, 3, 2, 1)), "not compiled"},
+      {make_problem(DType::kFloat32, 16, 128, 3, make_axis(128, 4, 4, 1), large), "not compiled"},
+      {make_problem(DType::kFloat32, 16, 128, 3, large, make_axis(128, 4, 2, 1, 0, 2)), "not compiled"},
+      {make_problem(DType::kFloat32, 16, 128, 3, make_axis(128, 4, 2, 1, 0, 2), large), "not compiled"},
+      {make_problem(DType::kFloat32, 16, 128, 3, rows, rows), "four neighbours"},
+      {make_problem(DType::kFloat32, 16, 128, 3, large, large, 1, true), "four neighbours"},
+      {misaligned, "four neighbours"},
+      {strided, "four neighbours"},
+      {apart, "four neighbours"},
+      {make_problem(DType::kFloat32, 2, 2000, 3, large, large), "does not fit in shared memory"},
+      {make_problem(DType::kFloat32, 2, int64_t{1} << 40, 3, large, large), "does not fit in shared memory"},
+      {make_problem(DType::kFloat32, 1 << 20, 8, 3, large, large), "32 bits"},
+      {make_problem(DType::kFloat32, 1 << 14, 8 << 10, 3 << 10, large, large, 1 << 10), "32 bits"},
+      {make_problem(DType::kFloat32, 1, 8, 3, large, make_axis(int64_t{1} << 31, 4, 2, 1)), "32 bits"},
+  };
+  for (const auto& [problem, reason] : refused) {
+    message.clear();
+    try {
+      convt::make_plan(problem, kH100, "thin_simt");
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(message.rfind("CONVT_KERNEL=thin_simt cannot compute this problem: ", 0) == 0 &&
+              message.find(reason) != std::string::npos,
+          describe(problem) + ": " + message);
+  }
+  // Distances of a dimension of one do not matter.
+  Problem one = make_problem(DType::kFloat32, 1, 16, 3, make_axis(1, 4, 2, 1), large);
+  one.input_stride.n = 5;
+  one.input_stride.h = 7;
+  check_plan(one, kH100, "thin_simt", "one row of one image");
 }
 
 // Filters that are not longer than the stride: which problems scatter_gemm takes.
@@ -1340,16 +1570,17 @@ void test_random_problems() {
     const std::string context = describe(p) + " on " + device.name;
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
     tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kThin ||
-             plan.kernel == Kernel::kTileSimt || plan.kernel == Kernel::kTileMma ||
-             plan.kernel == Kernel::kTileWgmma || plan.kernel == Kernel::kCol2im ||
-             plan.kernel == Kernel::kImplicitGemm || plan.kernel == Kernel::kPixelGemm ||
-             plan.kernel == Kernel::kScatterGemm || plan.kernel == Kernel::kPhaseGemm;
+             plan.kernel == Kernel::kThinSimt || plan.kernel == Kernel::kTileSimt ||
+             plan.kernel == Kernel::kTileMma || plan.kernel == Kernel::kTileWgmma ||
+             plan.kernel == Kernel::kCol2im || plan.kernel == Kernel::kImplicitGemm ||
+             plan.kernel == Kernel::kPixelGemm || plan.kernel == Kernel::kScatterGemm ||
+             plan.kernel == Kernel::kPhaseGemm;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
     for (const char* const forced :
-         {"depthwise", "thin", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9", "implicit_gemm",
-          "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40", "pixel_gemm", "scatter_gemm",
-          "scatter_gemm:1", "scatter_gemm:7", "phase_gemm", "phase_gemm:1", "phase_gemm:9"}) {
+         {"depthwise", "thin", "thin_simt", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9",
+          "implicit_gemm", "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40", "pixel_gemm",
+          "scatter_gemm", "scatter_gemm:1", "scatter_gemm:7", "phase_gemm", "phase_gemm:1", "phase_gemm:9"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
@@ -1422,6 +1653,7 @@ int main() {
   test_empty_output();
   test_forced_kernels();
   test_pixel_gemm();
+  test_thin_simt();
   test_scatter_gemm();
   test_phase_gemm();
   test_divided_channels();
