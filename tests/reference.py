@@ -22,6 +22,7 @@ KERNEL_DTYPES = {
     "generic": DTYPES,
     "depthwise": (torch.float16, torch.bfloat16, torch.float32),
     "thin": (torch.float16, torch.bfloat16, torch.float32),
+    "thin_simt": (torch.float32,),
     "tile_simt": (torch.float16, torch.bfloat16, torch.float32),
     "tile_mma": (torch.float16, torch.bfloat16, torch.float32),
     "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
@@ -41,6 +42,11 @@ ONE_PIXEL_KERNELS = ("pixel_gemm",)
 # Kernels of tensor cores that take filters no longer than the stride alone, of contiguous images whose width is a
 # multiple of four.
 DISJOINT_KERNELS = ("scatter_gemm",)
+# Kernels of the FMA units that take a few filters alone, of contiguous images whose width is a multiple of four: side
+# and stride of each along both axes, and the output channels that a group may have.
+LISTED_FILTERS = {
+    "thin_simt": {(3, 2): (1, 3), (4, 2): (1, 2, 3, 4), (5, 2): (1, 3), (9, 2): (1,), (9, 3): (1,), (9, 4): (1,)}
+}
 # Kernels of tensor cores that take groups of few input channels alone, and how many in every dtype.
 FEW_CHANNELS_KERNELS = {"phase_gemm": 32}
 # What tensor cores compute in, and the dtype of the tensors. TF32 is disallowed in every test (see conftest.py) but
@@ -89,6 +95,7 @@ _LIMITS = (
     "it has too many phases",
     "a group has too many input channels",
     "no tile with its halo fits in shared memory",
+    "the weight does not fit in shared memory",
 )
 
 
@@ -292,7 +299,7 @@ class Geometry:
 
 
 def suited(geometry: Geometry, kernel: str | None) -> Geometry:
-    """The geometry, with input images, channels and a stride that a forced kernel takes."""
+    """The geometry, with input images, channels and a filter that a forced kernel takes."""
     if kernel in ONE_PIXEL_KERNELS:
         return replace(geometry, input=(*geometry.input[:-2], 1, 1))
     if kernel in DISJOINT_KERNELS:
@@ -300,6 +307,20 @@ def suited(geometry: Geometry, kernel: str | None) -> Geometry:
         spans = [geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1 for axis in (0, 1)]
         stride = max(geometry.stride[0], spans[0]), max(geometry.stride[1], spans[1])
         return replace(geometry, input=(*geometry.input[:-1], columns), stride=stride)
+    if kernel in LISTED_FILTERS:
+        listed = LISTED_FILTERS[kernel]
+        side, stride = geometry.kernel[0], geometry.stride[0]
+        if (geometry.kernel, geometry.stride) != ((side, side), (stride, stride)) or (side, stride) not in listed:
+            side, stride = 4, 2
+        return replace(
+            geometry,
+            input=(*geometry.input[:-1], (geometry.input[-1] + 3) // 4 * 4),
+            cout=geometry.groups * max(n for n in listed[side, stride] if n * geometry.groups <= geometry.cout),
+            kernel=(side, side),
+            stride=(stride, stride),
+            output_padding=(min(geometry.output_padding[0], stride - 1), min(geometry.output_padding[1], stride - 1)),
+            dilation=(1, 1),
+        )
     if kernel in FEW_CHANNELS_KERNELS:
         cin = geometry.groups * min(geometry.input[-3] // geometry.groups, FEW_CHANNELS_KERNELS[kernel])
         return replace(geometry, input=(*geometry.input[:-3], cin, *geometry.input[-2:]))
