@@ -16,6 +16,7 @@ from reference import (
     Geometry,
     Target,
     assert_accurate,
+    on_kernel,
     on_tensor_cores,
     poison,
     random_tensor,
@@ -34,6 +35,15 @@ GEOMETRIES = (
     Geometry("groups", (2, 24, 6, 5), 12, (3, 3), stride=(2, 1), dilation=(2, 1), groups=4),
 )
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
+# Filters that `thin_simt` is compiled for.
+LISTED = (
+    Geometry("image", (2, 64, 6, 8), 3, (4, 4), stride=(2, 2), padding=(1, 1)),
+    Geometry("deep", (1, 512, 3, 4), 2, (4, 4), stride=(2, 2), padding=(1, 1)),
+    Geometry("odd", (2, 130, 5, 4), 1, (3, 3), stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+    Geometry("many_taps", (1, 56, 6, 12), 1, (9, 9), stride=(3, 3), padding=(4, 4), output_padding=(2, 2)),
+    Geometry("most_taps", (1, 24, 7, 12), 1, (9, 9), stride=(2, 2), padding=(4, 4)),
+    Geometry("groups", (2, 48, 6, 8), 6, (5, 5), stride=(2, 2), padding=(2, 2), groups=2),
+)
 
 Draw = Callable[[tuple[int, ...], int], Tensor]  # of a shape, from a seed, in float64
 
@@ -133,6 +143,13 @@ def test_float32(geometry: Geometry, distribution: str, target: Target) -> None:
 def test_float32_on_tensor_cores(geometry: Geometry, distribution: str, precision: str, target: Target) -> None:
     with tf32_allowed(precision == "tf32"):
         check_float32(geometry, distribution, target)
+
+
+@pytest.mark.parametrize("geometry", LISTED, ids=lambda geometry: geometry.name)
+@distributions
+@on_kernel("thin_simt")
+def test_float32_of_listed_filters(geometry: Geometry, distribution: str, target: Target) -> None:
+    check_float32(geometry, distribution, target)
 
 
 @geometries

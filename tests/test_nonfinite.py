@@ -32,7 +32,7 @@ import convt_ext
 
 INF, NAN = float("inf"), float("nan")
 # Kernels that multiply the zeros beyond the input's edge by weights: an infinite weight gives NaN there.
-MULTIPLIES_PADDING = ("tile_simt", "tile_mma", "tile_wgmma", "implicit_gemm", "phase_gemm")
+MULTIPLIES_PADDING = ("thin_simt", "tile_simt", "tile_mma", "tile_wgmma", "implicit_gemm", "phase_gemm")
 
 GEOMETRIES = (
     Geometry("stride_1", (2, 5, 6, 7), 4, (3, 3), padding=(1, 1)),
@@ -265,6 +265,32 @@ def test_in_rolling_rows(geometry: Geometry, layout: str, target: Target) -> Non
             check_weight(geometry, layout, value, target, dtype)
 
 
+# Filters that `thin_simt` is compiled for, with all of a usual padding and with none of it; fours of columns at both
+# edges, and beyond them.
+LISTED = (
+    Geometry("k4s2", (2, 9, 5, 12), 3, (4, 4), stride=(2, 2), padding=(1, 1)),
+    Geometry("k4s2_full", (2, 5, 3, 8), 4, (4, 4), stride=(2, 2), output_padding=(1, 1)),
+    Geometry("k4s2_cropped", (2, 6, 7, 16), 2, (4, 4), stride=(2, 2), padding=(3, 5), output_padding=(0, 1)),
+    Geometry("k3s2", (3, 17, 1, 4), 1, (3, 3), stride=(2, 2), padding=(0, 1), output_padding=(0, 1)),
+    Geometry("k5s2", (2, 6, 4, 12), 3, (5, 5), stride=(2, 2), padding=(2, 2), output_padding=(1, 1)),
+    Geometry("k5s2_full", (2, 6, 3, 8), 2, (5, 5), stride=(2, 2), groups=2),
+    Geometry("k9s2", (2, 3, 5, 8), 1, (9, 9), stride=(2, 2), padding=(4, 4), output_padding=(1, 1)),
+    Geometry("k9s3", (1, 5, 4, 12), 1, (9, 9), stride=(3, 3), padding=(4, 4), output_padding=(2, 2)),
+    Geometry("k9s4", (2, 4, 3, 4), 2, (9, 9), stride=(4, 4), padding=(2, 3), groups=2),
+)
+
+
+@pytest.mark.parametrize("geometry", LISTED, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@on_kernel("thin_simt")
+def test_in_listed_filters(geometry: Geometry, precision: str, target: Target) -> None:
+    """In the input, and in the weight."""
+    with tf32_allowed(precision == "tf32"):
+        for value in (INF, -INF, NAN):
+            check_input(geometry, "contiguous", value, target, torch.float32)
+            check_weight(geometry, "contiguous", value, target, torch.float32)
+
+
 every_nan = pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)
 
 
@@ -289,6 +315,12 @@ def test_every_nan_is_one(bits: int, precision: str, target: Target) -> None:
 @on_tensor_cores("ieee", "tf32")
 def test_every_nan_is_one_on_tensor_cores(bits: int, precision: str, target: Target) -> None:
     check_nan(bits, precision, target)
+
+
+@every_nan
+@on_kernel("thin_simt")
+def test_every_nan_is_one_in_listed_filters(bits: int, target: Target) -> None:
+    check_nan(bits, "ieee", target, LISTED[0])
 
 
 # Outputs without a tap see neither operand; those of other images, channels or taps not what is not theirs.
