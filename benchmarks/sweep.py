@@ -1,11 +1,11 @@
-"""Compares the launch that the plan chooses with others of the tensor-core kernels: results/<gpu>-sweep.json and .md.
+"""Compares the launch that the plan chooses with others that have estimates: results/<gpu>-sweep.json and .md.
 
     python benchmarks/sweep.py [--cases kb57,kb75] [--precisions ieee,tf32,fp16,bf16] [--layouts nchw,nhwc]
                                [--launches 24] [--output DIR] [--source-hash H] [--merge]
 
-For each case, precision and layout, the launches of thin, tile_mma, tile_wgmma, col2im, implicit_gemm, pixel_gemm and
-scatter_gemm with the least estimates are checked against float64, then timed, and so is the chosen launch if it is of
-another kernel. A row holds the chosen launch, the fastest one, and the ratio of their times.
+For each case, precision and layout, the launches of thin, thin_simt, tile_mma, tile_wgmma, col2im, implicit_gemm,
+pixel_gemm, scatter_gemm and phase_gemm with the least estimates are checked against float64, then timed, and so is the
+chosen launch if it is of another kernel. A row holds the chosen launch, the fastest one, and the ratio of their times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,17 @@ from benchmarks.report import check_same_source, geometric_mean, partial_remark,
 from benchmarks.roofline import DTYPES
 from benchmarks.run import PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
 
-KERNELS = ("thin", "tile_mma", "tile_wgmma", "col2im", "implicit_gemm", "pixel_gemm", "scatter_gemm", "phase_gemm")
+KERNELS = (
+    "thin",
+    "thin_simt",
+    "tile_mma",
+    "tile_wgmma",
+    "col2im",
+    "implicit_gemm",
+    "pixel_gemm",
+    "scatter_gemm",
+    "phase_gemm",
+)
 SWEPT = ("ieee", "tf32", "fp16")  # precisions, unless others are asked for: bfloat16 runs the launches of float16
 
 
