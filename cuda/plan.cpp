@@ -381,7 +381,8 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   const bool precise = operand_parts(problem) == 1 || splits_pay(device);
   const bool tiles = precise && fills_tensor_cores(problem);
   consider(Kernel::kThin, precise && suits_thin(problem), tensor_core_obstacle, visit_thin, &plan.thin);
-  consider(Kernel::kThinSimt, problem.cin_per_group > 1, thin_simt_obstacle, visit_thin_simt,
+  // Of groups of two or three channels, four warps have not enough to divide.
+  consider(Kernel::kThinSimt, !suits_depthwise(problem), thin_simt_obstacle, visit_thin_simt,
            &plan.thin_simt);
   consider(Kernel::kTileMma, tiles, tile_mma_obstacle, visit_tile_mma, &plan.tile_mma);
   consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);

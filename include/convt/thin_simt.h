@@ -11,7 +11,7 @@ inline constexpr int kThinSimtWarps = 4;    // of a thread block: they divide th
 inline constexpr int kThinSimtColumns = 4;  // bases (convt/phases.h) of a thread, neighbours along W
 inline constexpr int kThinSimtQuads = 32;   // such fours of a thread block, one of each lane
 // Products that are summed before the sum is added to a total: keeps the rounding error of long sums below
-// 1e-6 of the sum of magnitudes, even where all terms are equal.
+// 1e-6 of the sum of magnitudes.
 inline constexpr int kThinSimtMaxProducts = 64;
 
 // A filter as both axes have it, and the output channels of a group: constants of a kernel. And the part of
