@@ -31,19 +31,9 @@ from benchmarks.accuracy import Reference, broken_promises, errors, make_inputs,
 from benchmarks.cases import CASES, Case, select
 from benchmarks.report import check_same_source, geometric_mean, partial_remark, slug
 from benchmarks.roofline import DTYPES
-from benchmarks.run import PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
+from benchmarks.run import KERNELS, PRECISIONS, computed_precision, describe, forced_kernel, some_of, table_keys
 
-KERNELS = (
-    "thin",
-    "thin_simt",
-    "tile_mma",
-    "tile_wgmma",
-    "col2im",
-    "implicit_gemm",
-    "pixel_gemm",
-    "scatter_gemm",
-    "phase_gemm",
-)
+SWEPT_KERNELS = tuple(name for name in KERNELS if name not in ("auto", "generic", "depthwise", "tile_simt"))
 SWEPT = ("ieee", "tf32", "fp16")  # precisions, unless others are asked for: bfloat16 runs the launches of float16
 
 
@@ -130,9 +120,9 @@ def sweep_row(
             torch.cuda.empty_cache()
 
     chosen = convt_ext.plan(x, weight, None, *case.arguments())
-    if chosen.split(" ")[0] not in KERNELS:
+    if chosen.split(" ")[0] not in SWEPT_KERNELS:
         time_launch(chosen)
-    for kernel in KERNELS:
+    for kernel in SWEPT_KERNELS:
         for rank in range(launches):
             with forced_kernel(f"{kernel}:{rank}"):
                 try:

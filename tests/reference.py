@@ -178,6 +178,30 @@ def check_launches(
     return tried
 
 
+def check_activation(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    geometry: Geometry,
+    activation: str,
+    tolerance: float,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+) -> None:
+    """A kernel with an activation, or with a scale and a shift alone, is near `generic`, which has other sums."""
+    params = [2.0, -1.0] if activation == "none" else []
+    outputs = []
+    for name in (kernel, "generic"):
+        monkeypatch.setenv("CONVT_KERNEL", name)
+        poison(geometry.output, x.dtype, x.device)
+        outputs.append(
+            torch.ops.convt.conv_transpose2d_act(
+                x, w, b, *geometry.arguments.values(), activation=activation, params=params
+            )
+        )
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=tolerance, atol=tolerance)
+
+
 def check_more_than_2_31_outputs(
     x: Tensor, stride: tuple[int, int], layout: Callable[[Tensor], Tensor] = lambda x: x
 ) -> None:

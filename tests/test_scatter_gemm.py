@@ -9,6 +9,7 @@ from reference import (
     TENSOR_CORE_PRECISIONS,
     Geometry,
     assert_accurate,
+    check_activation,
     check_launches,
     check_more_than_2_31_outputs,
     every_second,
@@ -102,19 +103,7 @@ def check_placement(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, 
 @pytest.mark.parametrize("geometry", GEOMETRIES[:8:3], ids=lambda geometry: geometry.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_activation(dtype: torch.dtype, geometry: Geometry, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Near what another kernel computes, which has other sums."""
-    x, w, b = geometry.tensors(dtype, "cuda")
-    params = [2.0, -1.0] if activation == "none" else []
-    outputs = []
-    for kernel in (KERNEL, "generic"):
-        monkeypatch.setenv("CONVT_KERNEL", kernel)
-        poison(geometry.output, dtype, "cuda")
-        outputs.append(
-            torch.ops.convt.conv_transpose2d_act(
-                x, w, b, *geometry.arguments.values(), activation=activation, params=params
-            )
-        )
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=4e-3, atol=4e-3)
+    check_activation(monkeypatch, KERNEL, geometry, activation, 4e-3, *geometry.tensors(dtype, "cuda"))
 
 
 def test_more_than_2_31_elements(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from reference import (
     NEEDS_CUDA,
     Geometry,
     assert_accurate,
+    check_activation,
     embed,
     every_second,
     off_by_one,
@@ -295,20 +296,8 @@ def test_long_sums_of_one_sign(listed: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu", "none"])
 @pytest.mark.parametrize("listed", FILTERS[::4], ids=str)
 def test_activation(listed: tuple[int, int, int, int], activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Near what another kernel computes, which has other sums."""
-    params = [2.0, -1.0] if activation == "none" else []
     for geometry in geometries_of(*listed):
-        x, w, b = geometry.tensors(torch.float32, "cuda")
-        outputs = []
-        for kernel in (KERNEL, "generic"):
-            monkeypatch.setenv("CONVT_KERNEL", kernel)
-            poison(geometry.output, x.dtype, "cuda")
-            outputs.append(
-                torch.ops.convt.conv_transpose2d_act(
-                    x, w, b, *geometry.arguments.values(), activation=activation, params=params
-                )
-            )
-        torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+        check_activation(monkeypatch, KERNEL, geometry, activation, 1e-5, *geometry.tensors(torch.float32, "cuda"))
 
 
 # ---------------------------------------------------------------- sizes

@@ -8,6 +8,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "check.h"
 #include "convt/alignment.h"
@@ -1120,6 +1121,26 @@ void test_forced_kernels() {
         message);
 }
 
+// A problem that a kernel cannot compute, and a part of what it says then.
+struct Refusal {
+  Problem problem;
+  const char* reason;
+};
+
+void check_refusals(const std::string& kernel, const std::vector<Refusal>& refused) {
+  for (const auto& [problem, reason] : refused) {
+    std::string message;
+    try {
+      convt::make_plan(problem, kH100, kernel.c_str());
+    } catch (const std::invalid_argument& error) {
+      message = error.what();
+    }
+    CHECK(message.rfind("CONVT_KERNEL=" + kernel + " cannot compute this problem: ", 0) == 0 &&
+              message.find(reason) != std::string::npos,
+          describe(problem) + ": " + message);
+  }
+}
+
 // The filters that thin_simt is compiled for make sense.
 void test_thin_simt_filters() {
   for (const convt::ThinSimtFilter& filter : convt::kThinSimtFilters) {
@@ -1248,10 +1269,7 @@ void test_thin_simt() {
   strided.input_stride.h += 2;
   apart.input_stride.w = 4;
   const Axis rows = make_axis(30, 4, 2, 1);
-  const struct {
-    Problem problem;
-    const char* reason;
-  } refused[] = {
+  const std::vector<Refusal> refused = {
       {make_problem(DType::kFloat16, 16, 128, 3, large, large), "it computes float32"},
       {make_problem(DType::kFloat64, 16, 128, 3, large, large), "it computes float32"},
       {make_problem(DType::kFloat32, 16, 128, 5, large, large), "not compiled for the filter"},
@@ -1271,17 +1289,7 @@ void test_thin_simt() {
       {make_problem(DType::kFloat32, 1 << 14, 8 << 10, 3 << 10, large, large, 1 << 10), "32 bits"},
       {make_problem(DType::kFloat32, 1, 8, 3, large, make_axis(int64_t{1} << 31, 4, 2, 1)), "32 bits"},
   };
-  for (const auto& [problem, reason] : refused) {
-    message.clear();
-    try {
-      convt::make_plan(problem, kH100, "thin_simt");
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-    CHECK(message.rfind("CONVT_KERNEL=thin_simt cannot compute this problem: ", 0) == 0 &&
-              message.find(reason) != std::string::npos,
-          describe(problem) + ": " + message);
-  }
+  check_refusals("thin_simt", refused);
   // Distances of a dimension of one do not matter.
   Problem one = make_problem(DType::kFloat32, 1, 16, 3, make_axis(1, 4, 2, 1), large);
   one.input_stride.n = 5;
@@ -1322,10 +1330,7 @@ void test_scatter_gemm() {
   misaligned.input = reinterpret_cast<const void*>(uintptr_t{4});
   Problem strided = make_problem(DType::kFloat16, 3, 32, 72, rows, cols);
   strided.input_stride.h += 2;
-  const struct {
-    Problem problem;
-    const char* reason;
-  } refused[] = {
+  const std::vector<Refusal> refused = {
       {make_problem(DType::kFloat16, 3, 32, 72, make_axis(30, 3, 2), cols), "longer than the stride"},
       {make_problem(DType::kFloat16, 3, 32, 72, rows, make_axis(40, 2, 2, 0, 0, 2)),
        "longer than the stride"},
@@ -1336,17 +1341,7 @@ void test_scatter_gemm() {
       {misaligned, "four neighbours"},
       {strided, "four neighbours"},
   };
-  for (const auto& [problem, reason] : refused) {
-    std::string message;
-    try {
-      convt::make_plan(problem, kH100, "scatter_gemm");
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-    CHECK(message.rfind("CONVT_KERNEL=scatter_gemm cannot compute this problem: ", 0) == 0 &&
-              message.find(reason) != std::string::npos,
-          describe(problem) + ": " + message);
-  }
+  check_refusals("scatter_gemm", refused);
 }
 
 // Groups of few channels: which problems phase_gemm takes, and how.
@@ -1381,27 +1376,14 @@ void test_phase_gemm() {
   const Problem many = make_problem(DType::kFloat32, 2, 16, 400, rows, cols);
   CHECK(launch(many).cout_tiles > 1, "more output channels than a slice holds");
 
-  const struct {
-    Problem problem;
-    const char* reason;
-  } refused[] = {
+  const std::vector<Refusal> refused = {
       {make_problem(DType::kFloat16, 3, 65, 16, rows, cols), "too many input channels"},
       {make_problem(DType::kFloat32, 3, 33, 16, rows, cols), "too many input channels"},
       {make_problem(DType::kFloat16, 3, 8, 16, make_axis(9, 3, 16), make_axis(9, 3, 17)), "too many phases"},
       {make_problem(DType::kFloat16, 3, 8, 4096, rows, cols, 1, true), "fits in shared memory"},
       {make_problem(DType::kFloat64, 3, 8, 16, rows, cols), "float64"},
   };
-  for (const auto& [problem, reason] : refused) {
-    std::string message;
-    try {
-      convt::make_plan(problem, kH100, "phase_gemm");
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-    CHECK(message.rfind("CONVT_KERNEL=phase_gemm cannot compute this problem: ", 0) == 0 &&
-              message.find(reason) != std::string::npos,
-          describe(problem) + ": " + message);
-  }
+  check_refusals("phase_gemm", refused);
 }
 
 // Input images of one pixel: which problems are pixel_gemm's, and what it copies at once.
@@ -1459,27 +1441,14 @@ void test_pixel_gemm() {
   CHECK(plan(make_problem(DType::kFloat16, 64, 64, 64, k4, k4, 32)).kernel != Kernel::kPixelGemm,
         "groups of two channels");
   // What it cannot do, and what is not for one product.
-  const struct {
-    Problem problem;
-    const char* reason;
-  } refused[] = {
+  const std::vector<Refusal> refused = {
       {make_problem(DType::kFloat16, 8, 64, 64, make_axis(2, 4, 1), k4), "one pixel"},
       {make_problem(DType::kFloat16, 8, 64, 64, k4, make_axis(2, 4, 1)), "one pixel"},
       {make_problem(DType::kFloat64, 8, 64, 64, k4, k4), "float64"},
       {make_problem(DType::kFloat16, 1, 8, 1 << 12, make_axis(1, 1, 1, 0, (1 << 20) - 1, 1 << 20), k4),
        "32 bits"},
   };
-  for (const auto& [problem, reason] : refused) {
-    std::string message;
-    try {
-      convt::make_plan(problem, kH100, "pixel_gemm");
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
-    CHECK(message.rfind("CONVT_KERNEL=pixel_gemm cannot compute this problem: ", 0) == 0 &&
-              message.find(reason) != std::string::npos,
-          describe(problem) + ": " + message);
-  }
+  check_refusals("pixel_gemm", refused);
 }
 
 // Outputs of implicit_gemm leave in boxes where all phases are rows of one product, a box's rows suit copies
