@@ -802,6 +802,16 @@ void check_phase_gemm(const Problem& p, const convt::PhaseGemmLaunch& launch, co
         context);
 }
 
+// Why the plan refuses a forced kernel or launch; empty where it does not.
+std::string refusal(const Problem& p, const DeviceLimits& device, const std::string& forced) {
+  try {
+    convt::make_plan(p, device, forced.c_str());
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "";
+}
+
 void check_plan(const Problem& p, const DeviceLimits& device, const char* forced,
                 const std::string& context) {
   const Plan plan = convt::make_plan(p, device, forced);
@@ -1017,12 +1027,7 @@ void test_generic_is_the_last_resort() {
       const std::string context = describe(p) + " on " + device.name;
       CHECK(convt::make_plan(p, device.limits, nullptr).kernel == Kernel::kGeneric, context);
       CHECK(convt::make_plan(p, device.limits, "generic").kernel == Kernel::kGeneric, context);
-      std::string message;
-      try {
-        convt::make_plan(p, device.limits, "tile_simt");
-      } catch (const std::invalid_argument& error) {
-        message = error.what();
-      }
+      const std::string message = refusal(p, device.limits, "tile_simt");
       CHECK(message.rfind("CONVT_KERNEL=tile_simt cannot compute this problem: ", 0) == 0,
             context + ": " + message);
     }
@@ -1080,15 +1085,9 @@ void test_forced_kernels() {
     CHECK(convt::make_plan(one_pixel, kH100, forced.c_str()).kernel == Kernel::kPixelGemm, forced);
     check_plan(one_pixel, kH100, forced.c_str(), forced);
   }
-  for (const char* const bad : {"tile_mma:", "tile_mma:x", "tile_mma:-1", "tile_mma:999999", "generic:1",
+  for (const std::string bad : {"tile_mma:", "tile_mma:x", "tile_mma:-1", "tile_mma:999999", "generic:1",
                                 "depthwise:1", "tile_simt:0"}) {
-    bool refused = false;
-    try {
-      convt::make_plan(many, kH100, bad);
-    } catch (const std::invalid_argument& error) {
-      refused = std::string(error.what()).rfind(std::string("CONVT_KERNEL=") + bad, 0) == 0;
-    }
-    CHECK(refused, bad);
+    CHECK(refusal(many, kH100, bad).rfind("CONVT_KERNEL=" + bad, 0) == 0, bad);
   }
   // A line of 2^32 + 24 outputs: no launch of thin may take it for one of 24.
   const Problem wide = make_problem(DType::kFloat16, 1, 8, 8, make_axis(4, 2, 1),
@@ -1108,12 +1107,7 @@ void test_forced_kernels() {
   check_plan(strided, kH100, "thin", describe(strided));
   check_plan(tall, kH100, "tile_mma", describe(tall));
   check_plan(tall, kH100, "tile_wgmma", describe(tall));
-  std::string message;
-  try {
-    convt::make_plan(make_problem(DType::kFloat32, 2, 8, 8, a, a), kH100, "Generic");
-  } catch (const std::invalid_argument& error) {
-    message = error.what();
-  }
+  const std::string message = refusal(make_problem(DType::kFloat32, 2, 8, 8, a, a), kH100, "Generic");
   CHECK(message ==
             "CONVT_KERNEL must be generic, depthwise, thin, thin_simt, tile_simt, tile_mma, tile_wgmma, "
             "col2im, implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got "
@@ -1129,12 +1123,7 @@ struct Refusal {
 
 void check_refusals(const std::string& kernel, const std::vector<Refusal>& refused) {
   for (const auto& [problem, reason] : refused) {
-    std::string message;
-    try {
-      convt::make_plan(problem, kH100, kernel.c_str());
-    } catch (const std::invalid_argument& error) {
-      message = error.what();
-    }
+    const std::string message = refusal(problem, kH100, kernel);
     CHECK(message.rfind("CONVT_KERNEL=" + kernel + " cannot compute this problem: ", 0) == 0 &&
               message.find(reason) != std::string::npos,
           describe(problem) + ": " + message);
@@ -1223,12 +1212,7 @@ void test_thin_simt() {
   CHECK(convt::describe(convt::make_plan(image, kH100, "thin_simt:0")) ==
             convt::describe(convt::make_plan(image, kH100, "thin_simt")),
         "the only launch");
-  std::string message;
-  try {
-    convt::make_plan(image, kH100, "thin_simt:1");
-  } catch (const std::invalid_argument& error) {
-    message = error.what();
-  }
+  const std::string message = refusal(image, kH100, "thin_simt:1");
   CHECK(message == "CONVT_KERNEL=thin_simt:1: the problem has 1 launches of thin_simt", message);
   for (const Device& device : kDevices) {
     const auto chosen = [&device](const Problem& p) {
@@ -1247,13 +1231,8 @@ void test_thin_simt() {
     // A weight that fits in the shared memory of some.
     const Problem deep = make_problem(DType::kFloat32, 2, 512, 1, k9s3, k9s3);
     const bool fits = device.limits.shared_bytes_per_block > 200 << 10;
-    bool refused = false;
-    try {
-      check_plan(deep, device.limits, "thin_simt", device.name);
-    } catch (const std::invalid_argument&) {
-      refused = true;
-    }
-    CHECK(refused != fits, device.name);
+    CHECK(refusal(deep, device.limits, "thin_simt").empty() == fits, device.name);
+    if (fits) check_plan(deep, device.limits, "thin_simt", device.name);
     CHECK(fits || chosen(deep) != Kernel::kThinSimt, device.name);
   }
   // TF32 or not, it computes the same.
@@ -1496,13 +1475,7 @@ void test_turned_operands() {
   for (const Problem& many :
        {make_problem(DType::kFloat16, 1, 8, 1, large, row),
         make_problem(DType::kFloat16, kImages, 8 * kGroups, kGroups, pair, pair, kGroups)}) {
-    bool refused = false;
-    try {
-      convt::make_plan(many, kH100, "implicit_gemm");
-    } catch (const std::invalid_argument&) {
-      refused = true;
-    }
-    CHECK(refused, describe(many));
+    CHECK(!refusal(many, kH100, "implicit_gemm").empty(), describe(many));
   }
 }
 
@@ -1538,12 +1511,7 @@ void test_random_problems() {
     const Device& device = kDevices[draw(0, std::size(kDevices) - 1)];
     const std::string context = describe(p) + " on " + device.name;
     const Plan plan = convt::make_plan(p, device.limits, nullptr);
-    tiled += plan.kernel == Kernel::kDepthwise || plan.kernel == Kernel::kThin ||
-             plan.kernel == Kernel::kThinSimt || plan.kernel == Kernel::kTileSimt ||
-             plan.kernel == Kernel::kTileMma || plan.kernel == Kernel::kTileWgmma ||
-             plan.kernel == Kernel::kCol2im || plan.kernel == Kernel::kImplicitGemm ||
-             plan.kernel == Kernel::kPixelGemm || plan.kernel == Kernel::kScatterGemm ||
-             plan.kernel == Kernel::kPhaseGemm;
+    tiled += plan.kernel != Kernel::kNone && plan.kernel != Kernel::kGeneric;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
     for (const char* const forced :
