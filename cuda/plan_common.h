@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "convt/alignment.h"
 #include "convt/plan.h"
 
 namespace convt {
@@ -16,6 +17,8 @@ constexpr int64_t kMaxGrid = std::numeric_limits<int32_t>::max();
 constexpr int64_t kReservedSharedBytes = 1024;
 // The output channels of a group up to which `thin` may compute many pixels, and its launches may walk.
 constexpr int64_t kThinMostCouts = 64;
+// Neighbours along W that some kernels read at once.
+constexpr int64_t kRowVector = 4;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,6 +31,18 @@ inline int64_t next_power_of_two(int64_t value) {
 // Whether all the numbers are multiples of `vector`.
 inline bool divides(int64_t vector, std::initializer_list<int64_t> numbers) {
   return std::all_of(numbers.begin(), numbers.end(), [vector](int64_t n) { return n % vector == 0; });
+}
+
+// Why the input cannot all be read in vectors of kRowVector elements, or null.
+inline const char* row_vectors_obstacle(const Problem& problem) {
+  ActivationStrides in = problem.input_stride;
+  // Distances of a dimension of one do not matter.
+  if (problem.batch == 1) in.n = 0;
+  if (problem.h.input == 1) in.h = 0;
+  if (problem.cin() == 1) in.c = 0;
+  const bool reads = in.w == 1 && divides(kRowVector, {in.n, in.c, in.h, problem.w.input}) &&
+                     is_aligned(problem.input, kRowVector * element_size(problem.dtype));
+  return reads ? nullptr : "it reads four neighbours along W at once";
 }
 
 // The phases of an axis whose coordinates fit in 32 bits.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "convt/alignment.h"
 #include "convt/plan.h"
 #include "plan_common.h"
 
@@ -11,7 +10,6 @@ namespace convt {
 namespace {
 
 constexpr int64_t kPiece = 16;  // bytes that are copied at once
-constexpr int64_t kVector = 4;  // neighbours along W that are read at once
 
 int64_t channel_steps(const Problem& problem) {
   return ceil_div(problem.cin_per_group * element_size(problem.dtype), 32);
@@ -31,7 +29,7 @@ struct Search {
   const Problem& problem;
   const DeviceLimits& device;
   const ScatterVisitor& visit;
-  const Places rows = places_of(problem.h, 1), cols = places_of(problem.w, kVector);
+  const Places rows = places_of(problem.h, 1), cols = places_of(problem.w, kRowVector);
   const int64_t size = element_size(problem.dtype);
 
   // Thread blocks of an SM: by registers two, unless a warp holds many channels, or operands are split.
@@ -150,16 +148,7 @@ const char* scatter_gemm_obstacle(const Problem& p, const DeviceLimits& device) 
     if (axis->dilation * (axis->kernel - 1) >= axis->stride) return "its filter is longer than the stride";
   }
   if (channel_steps(p) > kScatterMaxSteps) return "a group has too many input channels";
-  ActivationStrides in = p.input_stride;
-  // Distances of a dimension of one do not matter.
-  if (p.batch == 1) in.n = 0;
-  if (p.h.input == 1) in.h = 0;
-  if (p.cin() == 1) in.c = 0;
-  if (in.w != 1 || !divides(kVector, {in.n, in.c, in.h, p.w.input}) ||
-      !is_aligned(p.input, kVector * element_size(p.dtype))) {
-    return "it reads four neighbours along W at once";
-  }
-  return nullptr;
+  return row_vectors_obstacle(p);
 }
 
 void visit_scatter_gemm(const Problem& problem, const DeviceLimits& device, const ScatterVisitor& visit) {

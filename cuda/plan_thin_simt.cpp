@@ -3,13 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "convt/alignment.h"
 #include "plan_common.h"
 
 namespace convt {
 namespace {
-
-constexpr int64_t kVector = 4;  // neighbours along W that are read at once
 
 // The filter's place in kThinSimtFilters, or their number.
 int find_filter(const Problem& p) {
@@ -31,9 +28,9 @@ ThinSimtLaunch launch_of(const Problem& problem, const DeviceLimits& device) {
   cropped.padding -= shape.cropped;
   const Bases rows = bases_of(problem.h), cols = bases_of(cropped);
   launch.first_row = rows.first;
-  launch.first_col = static_cast<int>(cols.first / kVector * kVector);
+  launch.first_col = static_cast<int>(cols.first / kRowVector * kRowVector);
   launch.row_sets = static_cast<int>(ceil_div(rows.count, shape.rows()));
-  launch.col_sets = static_cast<int>(ceil_div(cols.first + cols.count - launch.first_col, kVector));
+  launch.col_sets = static_cast<int>(ceil_div(cols.first + cols.count - launch.first_col, kRowVector));
   launch.tiles = ceil_div(problem.batch * launch.row_sets * launch.col_sets, kThinSimtQuads);
   launch.groups = problem.groups;
   const WeightStrides& w = problem.weight_stride;
@@ -70,21 +67,14 @@ const char* thin_simt_obstacle(const Problem& p, const DeviceLimits& device) {
   if (p.dtype != DType::kFloat32) return "it computes float32";
   if (!fits_32_bits(p.h) || !fits_32_bits(p.w)) return "its coordinates have 32 bits";
   if (find_filter(p) == kThinSimtFilterCount) return "it is not compiled for the filter";
-  ActivationStrides in = p.input_stride;
-  // Distances of a dimension of one do not matter.
-  if (p.batch == 1) in.n = 0;
-  if (p.h.input == 1) in.h = 0;
-  if (p.cin() == 1) in.c = 0;
-  if (in.w != 1 || !divides(kVector, {in.n, in.c, in.h, p.w.input}) ||
-      !is_aligned(p.input, kVector * element_size(p.dtype))) {
-    return "it reads four neighbours along W at once";
-  }
+  const char* const obstacle = row_vectors_obstacle(p);
+  if (obstacle != nullptr) return obstacle;
   const ThinSimtFilter& shape = kThinSimtFilters[find_filter(p)];
   if (static_cast<double>(p.cin_per_group) * shape.pitch() >= static_cast<double>(kMaxCoordinate) ||
       thin_simt_shared(shape, p.cin_per_group).bytes > static_cast<size_t>(device.shared_bytes_per_block))
     return "the weight does not fit in shared memory";
   const double quads = static_cast<double>(p.batch) * static_cast<double>(bases_of(p.h).count) *
-                       (static_cast<double>(bases_of(p.w).count) / kVector + 2);
+                       (static_cast<double>(bases_of(p.w).count) / kRowVector + 2);
   if (quads * static_cast<double>(p.groups) >= static_cast<double>(kMaxCoordinate))
     return "its coordinates have 32 bits";
   return nullptr;
