@@ -66,10 +66,11 @@ double cycles(const Problem& problem, const DeviceLimits& device, const ThinSimt
 const char* thin_simt_obstacle(const Problem& p, const DeviceLimits& device) {
   if (p.dtype != DType::kFloat32) return "it computes float32";
   if (!fits_32_bits(p.h) || !fits_32_bits(p.w)) return "its coordinates have 32 bits";
-  if (find_filter(p) == kThinSimtFilterCount) return "it is not compiled for the filter";
+  const int filter = find_filter(p);
+  if (filter == kThinSimtFilterCount) return "it is not compiled for the filter";
   const char* const obstacle = row_vectors_obstacle(p);
   if (obstacle != nullptr) return obstacle;
-  const ThinSimtFilter& shape = kThinSimtFilters[find_filter(p)];
+  const ThinSimtFilter& shape = kThinSimtFilters[filter];
   if (static_cast<double>(p.cin_per_group) * shape.pitch() >= static_cast<double>(kMaxCoordinate) ||
       thin_simt_shared(shape, p.cin_per_group).bytes > static_cast<size_t>(device.shared_bytes_per_block))
     return "the weight does not fit in shared memory";
