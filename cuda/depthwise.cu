@@ -20,7 +20,7 @@
 //
 // Taps that read outside of the image are left out: nothing is multiplied by padding, and non-finite values
 // land exactly where the definition puts them. A window that lies inside of the image needs no checks. Sums
-// of more than kDepthwiseMaxProducts are added to a total piece by piece.
+// of more than kMaxSummedProducts are added to a total piece by piece.
 
 #include <cstdint>
 #include <cstring>
@@ -249,7 +249,7 @@ class Sums {
     if (!kInside && window.valid == 0) return;
     if constexpr (kLong) {
       products_ += K;  // of any output; some have less
-      if (products_ > kDepthwiseMaxProducts) {
+      if (products_ > kMaxSummedProducts) {
         products_ = K;
 #pragma unroll
         for (int e = 0; e < C * V; ++e) {

@@ -132,14 +132,13 @@ struct TileSimtSearch {
     const int taps = most_taps(launch.phases_h) * most_taps(launch.phases_w);
     const int64_t all_channels =
         std::max<int64_t>(config.channel_vector, next_power_of_two(problem.cin_per_group));
-    for (int64_t chunk = config.channel_vector; chunk <= std::min(all_channels, kTileSimtMaxProducts);
+    for (int64_t chunk = config.channel_vector; chunk <= std::min<int64_t>(all_channels, kMaxSummedProducts);
          chunk *= 2) {
       launch.channel_chunk = static_cast<int>(chunk);
       launch.channel_chunks = static_cast<int>(ceil_div(problem.cin_per_group, chunk));
-      // A step sums at most kTileSimtMaxProducts, and its weights stay below 16 KB, so that two blocks fit on
+      // A step sums at most kMaxSummedProducts, and its weights stay below 16 KB, so that two blocks fit on
       // an SM of any architecture.
-      const int64_t fitting =
-          std::min((16 << 10) / (chunk * config.couts() * 4), kTileSimtMaxProducts / chunk);
+      const int64_t fitting = std::min((16 << 10) / (chunk * config.couts() * 4), kMaxSummedProducts / chunk);
       launch.tap_chunk = static_cast<int>(std::clamp<int64_t>(fitting, 1, taps));
       for (int row_phases : {static_cast<int>(launch.phases_h.stride), 1}) {
         launch.row_phases = row_phases;

@@ -171,7 +171,7 @@ struct DepthwisePlanner {
     DepthwiseLaunch launch;
     launch.phases_h = h;
     launch.phases_w = w;
-    launch.long_sums = p.cin_per_group * most_taps(h) * most_taps(w) > kDepthwiseMaxProducts;
+    launch.long_sums = p.cin_per_group * most_taps(h) * most_taps(w) > kMaxSummedProducts;
     const int filter = rolling_filter();
     if (filter != kNoFilter) {
       plan_rolling(filter, launch);

@@ -14,9 +14,6 @@ inline constexpr int kDepthwiseThreads = 128;
 inline constexpr int kDepthwiseVector = 4;
 // Output rows of a thread, where the image has that many.
 inline constexpr int kDepthwiseRows = 8;
-// Products that are summed before the sum is added to a total: keeps the rounding error of long sums below
-// 1e-6 of the sum of magnitudes.
-inline constexpr int kDepthwiseMaxProducts = 64;
 // Strides and dilations are less than this, so that coordinates beyond the last row fit in 32 bits.
 inline constexpr int kDepthwiseMaxStep = 1 << 13;
 // What every device gives a block without being asked.
@@ -65,7 +62,7 @@ struct DepthwiseLaunch {
   // Output rows of a set: 1 or kDepthwiseRows of one H-phase, all a thread's at a time; in kRolling, of a
   // base.
   int rows = 1;
-  bool long_sums = false;  // an output may have more than kDepthwiseMaxProducts products
+  bool long_sums = false;  // an output may have more than kMaxSummedProducts products
   int row_sets = 1;        // sets that cover an H-phase; in kRolling, the image
   AxisPhases<int> phases_h, phases_w;
 

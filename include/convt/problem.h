@@ -77,6 +77,10 @@ inline ActivationStrides dense_output_strides(const Problem& problem) {
 // Coordinates of 32 bits; this leaves room for sums of two of them.
 inline constexpr int64_t kMaxCoordinate = int64_t{1} << 30;
 
+// Products that FMA units sum in float32 before the sum is added to a total: keeps the rounding error of long
+// sums, of one sign too, below 1e-6 of the sum of magnitudes.
+inline constexpr int kMaxSummedProducts = 64;
+
 // Whether all coordinates along an axis fit in 32 bits.
 inline bool fits_32_bits(const Axis& axis) {
   return axis.input < kMaxCoordinate && axis.output + axis.padding < kMaxCoordinate &&

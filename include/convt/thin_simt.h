@@ -5,14 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "convt/problem.h"
+
 namespace convt {
 
 inline constexpr int kThinSimtWarps = 4;    // of a thread block: they divide the channels between them
 inline constexpr int kThinSimtColumns = 4;  // bases (convt/phases.h) of a thread, neighbours along W
 inline constexpr int kThinSimtQuads = 32;   // such fours of a thread block, one of each lane
-// Products that are summed before the sum is added to a total: keeps the rounding error of long sums below
-// 1e-6 of the sum of magnitudes.
-inline constexpr int kThinSimtMaxProducts = 64;
 
 // A filter as both axes have it, and the output channels of a group: constants of a kernel. And the part of
 // the padding along W that is one: output o sits at o + padding - cropped, and its base that much nearer to
@@ -36,7 +35,7 @@ struct ThinSimtFilter {
   constexpr int resident() const { return taps() > 2 && sums() + buffers() * inputs() > 80 ? 3 : 4; }
   // Channels whose products may be summed before the sum is added to a total; and so many at a time, a
   // multiple of buffers(), unless they are the last.
-  constexpr int most_channels() const { return kThinSimtMaxProducts / (taps() * taps()); }
+  constexpr int most_channels() const { return kMaxSummedProducts / (taps() * taps()); }
   constexpr int channels() const { return most_channels() / buffers() * buffers(); }
 };
 

@@ -44,9 +44,6 @@ inline constexpr int kTileSimtConfigCount =
 
 // Taps of the whole filter that the block's tap table can hold.
 inline constexpr int kTileSimtMaxTaps = 1024;
-// Products that are summed before the sum is added to the running total: keeps the rounding error of long
-// sums of one sign below 1e-6 of the sum.
-inline constexpr int64_t kTileSimtMaxProducts = 64;
 // Beyond it a block would spend its time going through phases that hold the bias alone.
 inline constexpr int kTileSimtMaxStride = 256;
 

@@ -301,7 +301,7 @@ void check_depthwise(const Problem& p, const convt::DepthwiseLaunch& launch, con
   const bool rolling = launch.mapping == convt::DepthwiseMapping::kRolling;
   const int64_t products =
       p.cin_per_group * convt::most_taps(launch.phases_h) * convt::most_taps(launch.phases_w);
-  CHECK(launch.long_sums == (products > convt::kDepthwiseMaxProducts), context);
+  CHECK(launch.long_sums == (products > convt::kMaxSummedProducts), context);
   CHECK(launch.phases_h.stride == p.h.stride && launch.phases_w.stride == p.w.stride, context);
   CHECK(launch.blocks >= 1 && launch.blocks <= 2147483647, context);
   if (rolling) {
@@ -1147,7 +1147,7 @@ void test_thin_simt_filters() {
     CHECK(filter.before() <= convt::kThinSimtColumns && filter.behind() <= 1, context);
     CHECK(filter.pitch() % 4 == 0 && filter.pitch() >= filter.weights(), context);
     CHECK(filter.channels() >= 1 && filter.channels() % filter.buffers() == 0, context);
-    CHECK(filter.channels() * filter.taps() * filter.taps() <= convt::kThinSimtMaxProducts, context);
+    CHECK(filter.channels() * filter.taps() * filter.taps() <= convt::kMaxSummedProducts, context);
     CHECK(filter.sums() <= 64, context);
     // Enough room for the channels of usual layers, everywhere.
     for (const Device& device : kDevices) {
