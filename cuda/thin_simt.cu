@@ -165,6 +165,7 @@ struct Sums {
   float of[S::kCouts][S::kRows][S::kStride][kColumns][S::kStride] = {};
 
   __device__ void add_products(const Inputs<S>& x, const float* weights) {
+    constexpr ThinSimtFilter kFilter = S::kOf;
     float4 four;
 #pragma unroll
     for (int e = 0; e < S::kWeights; ++e) {
@@ -174,8 +175,7 @@ struct Sums {
                       : e % kVector == 2 ? four.z
                                          : four.w;
       const int kw = e % S::kKernel, kh = e / S::kKernel % S::kKernel, cout = e / (S::kKernel * S::kKernel);
-      const int phase = (kw - S::kOf.cropped + S::kKernel * S::kStride) % S::kStride;
-      const int columns = (phase + S::kOf.cropped - kw) / S::kStride;
+      const int phase = kFilter.phase_of(kw), columns = kFilter.columns_to(kw);
 #pragma unroll
       for (int row = 0; row < S::kRows; ++row) {
 #pragma unroll

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "convt/macros.h"
 #include "convt/problem.h"
 
 namespace convt {
@@ -28,6 +29,14 @@ struct ThinSimtFilter {
   // Columns of inputs before a thread's bases, and behind them.
   constexpr int before() const { return (kernel - 1 - cropped) / stride; }
   constexpr int behind() const { return (stride - 1 + cropped) / stride; }
+  // Along W, the phase that a tap reaches, and the columns from such an output's base to the input that the
+  // tap multiplies.
+  CONVT_HOST_DEVICE constexpr int phase_of(int tap) const {
+    return (tap - cropped + kernel * stride) % stride;
+  }
+  CONVT_HOST_DEVICE constexpr int columns_to(int tap) const {
+    return (phase_of(tap) + cropped - tap) / stride;
+  }
   constexpr int inputs() const { return (rows() + taps() - 1) * (before() + kThinSimtColumns + behind()); }
   // Channels whose inputs a thread holds.
   constexpr int buffers() const { return inputs() <= 12 && sums() <= 48 ? 3 : 2; }

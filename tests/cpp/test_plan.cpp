@@ -1138,8 +1138,8 @@ void test_thin_simt_filters() {
                                 " cropped " + std::to_string(filter.cropped);
     // Every tap's inputs are among those of a thread, in a row and column of each of its bases.
     for (int tap = 0; tap < filter.kernel; ++tap) {
-      const int phase = (tap - filter.cropped + filter.kernel * filter.stride) % filter.stride;
-      const int columns = (phase + filter.cropped - tap) / filter.stride;
+      const int phase = filter.phase_of(tap), columns = filter.columns_to(tap);
+      CHECK(phase >= 0 && phase < filter.stride, context);
       CHECK(columns * filter.stride == phase + filter.cropped - tap, context);
       CHECK(columns >= -filter.before() && columns <= filter.behind(), context);
       CHECK(tap / filter.stride < filter.taps(), context);
