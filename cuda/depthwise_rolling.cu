@@ -23,8 +23,6 @@
 // ends of a thread's inputs can lie outside of the image: they are neither read nor multiplied. Rows above
 // the image are not visited; below it, where sums roll on without inputs, both weights and inputs are zeros.
 
-#include <utility>
-
 #include "convt/device/activation.cuh"
 #include "convt/device/depthwise.cuh"
 #include "convt/device/launch.cuh"
@@ -236,19 +234,13 @@ DepthwiseKernel<T> choose_loads(const DepthwiseLaunch& launch) {
   return depthwise_rolling_kernel<T, kFilter, false, false>;
 }
 
-template <typename T, int... kFilters>
-DepthwiseKernel<T> choose_filter(const DepthwiseLaunch& launch, std::integer_sequence<int, kFilters...>) {
-  DepthwiseKernel<T> kernel = nullptr;
-  ((kFilters == launch.filter ? (void)(kernel = choose_loads<T, kFilters>(launch)) : (void)0), ...);
-  return kernel;
-}
-
 }  // namespace
 
 template <typename T>
 DepthwiseKernel<T> choose_rolling(const DepthwiseLaunch& launch) {
   constexpr int kFilters = sizeof(kRollingFilters) / sizeof(kRollingFilters[0]);
-  return choose_filter<T>(launch, std::make_integer_sequence<int, kFilters>());
+  return choose_kernel<kFilters>(
+      launch.filter, [&](auto filter) { return choose_loads<T, decltype(filter)::value>(launch); });
 }
 
 template DepthwiseKernel<float> choose_rolling<float>(const DepthwiseLaunch& launch);

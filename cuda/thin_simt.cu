@@ -19,8 +19,6 @@
 // Zeros outside the image are multiplied by weights: a weight that is not finite makes NaN of the outputs
 // that meet them.
 
-#include <utility>
-
 #include "convt/alignment.h"
 #include "convt/device/activation.cuh"
 #include "convt/device/async_copy.cuh"
@@ -325,13 +323,6 @@ __global__ void __launch_bounds__(kThreads, S::kOf.resident() - kFewerBlocks)
   store_totals<S>(p, group, totals, places);
 }
 
-template <int... kFilters>
-auto choose_kernel(const ThinSimtLaunch& launch, std::integer_sequence<int, kFilters...>) {
-  void (*kernel)(Params<float>) = nullptr;
-  ((kFilters == launch.filter ? (void)(kernel = thin_simt_kernel<Shape<kFilters>>) : (void)0), ...);
-  return kernel;
-}
-
 }  // namespace thin_simt
 
 cudaError_t launch_thin_simt(const Problem& problem, const ThinSimtLaunch& launch, cudaStream_t stream) {
@@ -354,7 +345,8 @@ cudaError_t launch_thin_simt(const Problem& problem, const ThinSimtLaunch& launc
   p.ahead = (kAhead * problem.input_stride.c + (launch.shape().taps() - 1) * problem.input_stride.h) *
             static_cast<int64_t>(sizeof(float));
   p.shared = thin_simt_shared(launch.shape(), problem.cin_per_group);
-  auto* const kernel = choose_kernel(launch, std::make_integer_sequence<int, kThinSimtFilterCount>());
+  auto* const kernel = choose_kernel<kThinSimtFilterCount>(
+      launch.filter, [](auto filter) { return &thin_simt_kernel<Shape<decltype(filter)::value>>; });
   const cudaError_t error = allow_shared_memory(kernel, launch.shared_limit);
   if (error != cudaSuccess) return error;
   kernel<<<static_cast<unsigned>(launch.blocks()), kThreads, launch.shared_bytes, stream>>>(p);

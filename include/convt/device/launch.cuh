@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "convt/activate.h"
 #include "convt/problem.h"
@@ -47,6 +48,18 @@ cudaError_t allow_shared_memory(Kernel* kernel, size_t limit) {
   // Always the device's limit, not what this launch needs: threads that launch at the same time then set the
   // same value.
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
+}
+
+// The instantiation that `choose` returns for `number` as a constant; null where that is kCount or more.
+template <int kCount, int kNumber = 0, typename Choose>
+auto choose_kernel(int number, const Choose& choose) {
+  using Kernel = decltype(choose(std::integral_constant<int, 0>()));
+  if constexpr (kNumber < kCount) {
+    if (number == kNumber) return choose(std::integral_constant<int, kNumber>());
+    return choose_kernel<kCount, kNumber + 1>(number, choose);
+  } else {
+    return Kernel(nullptr);
+  }
 }
 
 // A kernel that was launched by launch_early may begin once every block of the kernel before it in the stream
