@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <sstream>
 #include <stdexcept>
@@ -213,6 +214,43 @@ struct Forced {
   bool is(Kernel kernel) const { return name == kernel_name(kernel); }
 };
 
+// A kernel that can be forced, and whether its launches have estimates, by whose order they are numbered.
+struct Forcible {
+  Kernel kernel;
+  bool numbers_launches;
+};
+constexpr Forcible kForcible[] = {
+    {Kernel::kGeneric, false},  {Kernel::kDepthwise, false},  {Kernel::kThin, true},
+    {Kernel::kThinSimt, true},  {Kernel::kTileSimt, false},   {Kernel::kTileMma, true},
+    {Kernel::kTileWgmma, true}, {Kernel::kCol2im, true},      {Kernel::kImplicitGemm, true},
+    {Kernel::kPixelGemm, true}, {Kernel::kScatterGemm, true}, {Kernel::kPhaseGemm, true},
+};
+
+// Their names, all or of those that number launches, as a list that ends with " or " or the like.
+std::string forcible_names(bool numbered_only, const char* last) {
+  std::vector<std::string> names;
+  for (const Forcible& forcible : kForcible) {
+    if (!numbered_only || forcible.numbers_launches) names.emplace_back(kernel_name(forcible.kernel));
+  }
+  std::string list = names.front();
+  for (size_t i = 1; i < names.size(); ++i) list += (i + 1 < names.size() ? ", " : last) + names[i];
+  return list;
+}
+
+void check_forced(const Forced& wanted) {
+  const Forcible* const found = std::find_if(std::begin(kForcible), std::end(kForcible),
+                                             [&](const Forcible& f) { return wanted.is(f.kernel); });
+  const bool known = found != std::end(kForcible);
+  if (!wanted.name.empty() && !known) {
+    throw std::invalid_argument("CONVT_KERNEL must be " + forcible_names(false, " or ") + ", got " +
+                                wanted.name);
+  }
+  if (wanted.text != wanted.name && !(known && found->numbers_launches)) {
+    throw std::invalid_argument("CONVT_KERNEL=" + wanted.text + ": only " + forcible_names(true, " and ") +
+                                " number their launches");
+  }
+}
+
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 // Sets the launch with the least estimate but `forced.rank`, and returns its cycles, or kNever if there is
@@ -338,25 +376,9 @@ const char* kernel_name(Kernel kernel) {
 
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced) {
   const Forced wanted(forced);
+  check_forced(wanted);
   const std::string& name = wanted.name;
   const auto forces = [&wanted](Kernel kernel) { return wanted.is(kernel); };
-  const bool estimated = forces(Kernel::kThin) || forces(Kernel::kThinSimt) || forces(Kernel::kTileMma) ||
-                         forces(Kernel::kTileWgmma) || forces(Kernel::kCol2im) ||
-                         forces(Kernel::kImplicitGemm) || forces(Kernel::kPixelGemm) ||
-                         forces(Kernel::kScatterGemm) || forces(Kernel::kPhaseGemm);
-  if (!name.empty() && !forces(Kernel::kGeneric) && !forces(Kernel::kDepthwise) &&
-      !forces(Kernel::kTileSimt) && !estimated) {
-    throw std::invalid_argument(
-        "CONVT_KERNEL must be generic, depthwise, thin, thin_simt, tile_simt, tile_mma, tile_wgmma, col2im, "
-        "implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got " +
-        name);
-  }
-  if (wanted.text != name && !estimated) {
-    throw std::invalid_argument(
-        "CONVT_KERNEL=" + wanted.text +
-        ": only thin, thin_simt, tile_mma, tile_wgmma, col2im, implicit_gemm, pixel_gemm, "
-        "scatter_gemm and phase_gemm number their launches");
-  }
 
   Plan plan;
   if (problem.output_elements() == 0) return plan;
