@@ -3,18 +3,21 @@
 // where operands are split: here no product is of nothing.
 //
 //   y[cout][base][phase] = bias[cout] + sum over channels c and the taps k of the phase of
-//                          w[c][cout][k] * x[c][base - k div stride]
+//                          w[c][cout][k] * x[c][base - (k - cropped) div stride]
 //
 // A thread owns four bases (convt/phases.h) that are neighbours along W, or two rows of them, with all their
-// phases and output channels: 16 to 64 sums in registers. Tap k reaches phase k mod stride of the base whose
-// input, k div stride before it, it multiplies; the padding only says where outputs lie.
+// phases and output channels: 16 to 64 sums in registers. Tap k reaches phase (k - cropped) mod stride of the
+// base whose input, (k - cropped) div stride before it, it multiplies; the rest of the padding only says
+// where outputs lie. Along W `cropped` is the filter's (ThinSimtFilter), along H zero; div rounds down, so
+// taps before `cropped` multiply the input behind the base.
 //
-// For each channel a thread reads the input of its own bases as a vector, and that of the taps - 1 columns
-// before them as another, in each of its rows and in the taps - 1 rows above: a channel or two ahead, which
-// L2 has been told of earlier. It multiplies them by all weights, which come from shared memory, 16 bytes at
-// a time, the same for all lanes. The warps of a thread block have the same bases and divide the channels
-// between them. Sums of at most 64 products are added to totals in shared memory, one for each warp; those of
-// the warps are added up in the order in which outputs lie in memory, and stored.
+// For each channel a thread reads the input of its own bases as a vector, that of the columns before them
+// that taps reach as another and, where padding is cropped, the column behind them by itself, in each of its
+// rows and in the taps - 1 rows above: a channel or two ahead, which L2 has been told of earlier. It
+// multiplies them by all weights, which come from shared memory, 16 bytes at a time, the same for all lanes.
+// The warps of a thread block have the same bases and divide the channels between them. Sums of at most
+// kMaxSummedProducts are added to totals in shared memory, one for each warp; those of the warps are added up
+// in the order in which outputs lie in memory, and stored.
 //
 // Zeros outside the image are multiplied by weights: a weight that is not finite makes NaN of the outputs
 // that meet them.
