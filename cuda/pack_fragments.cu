@@ -13,6 +13,7 @@
 
 #include "convt/alignment.h"
 #include "convt/device/launch.cuh"
+#include "convt/device/scalar.cuh"
 #include "convt/device/tf32.cuh"
 #include "convt/kernels.h"
 
@@ -42,24 +43,12 @@ struct PackParams {
   bool aligned;  // pieces are contiguous, and begin at multiples of 16 bytes
 };
 
-// Bits of a weight.
-template <int kBytes>
-struct Bits;
-template <>
-struct Bits<2> {
-  using type = unsigned short;
-};
-template <>
-struct Bits<4> {
-  using type = unsigned;
-};
-
 // The weight in blocks, of tile_wgmma, or in fragments, of tile_mma.
 template <int kBytes, int kParts, bool kBlocks>
 __global__ void __launch_bounds__(kThreads, 4)
-    pack_fragments_kernel(const __grid_constant__ PackParams p,
-                          const typename Bits<kBytes>::type* __restrict__ weight, uint4* packed) {
-  using Element = typename Bits<kBytes>::type;
+    pack_fragments_kernel(const __grid_constant__ PackParams p, const bits_t<kBytes>* __restrict__ weight,
+                          uint4* packed) {
+  using Element = bits_t<kBytes>;
   release_next_kernel();  // tile_wgmma waits for the weight where it reads it
   if (p.repair_word != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *p.repair_word = 0;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -242,7 +231,7 @@ cudaError_t launch_pack(const Problem& problem, const TileMmaLaunch& launch, voi
   p.staged = slab <= kSharedBytes;
   const unsigned grid =
       static_cast<unsigned>(launch.groups * launch.cout_tiles * cout_parts * launch.channel_steps);
-  using Element = typename Bits<kBytes>::type;
+  using Element = bits_t<kBytes>;
   pack_fragments_kernel<kBytes, kParts, kBlocks><<<grid, kThreads, p.staged ? slab : 0, stream>>>(
       p, static_cast<const Element*>(problem.weight), static_cast<uint4*>(workspace));
   return cudaGetLastError();

@@ -51,26 +51,8 @@ DepthwiseKernel<T> choose_rolling(const DepthwiseLaunch& launch);
 // ---------------------------------------------------------------- vectors
 
 // V values of T, as they lie in memory.
-template <int kBytes>
-struct Bits;
-template <>
-struct Bits<2> {
-  using type = unsigned short;
-};
-template <>
-struct Bits<4> {
-  using type = unsigned;
-};
-template <>
-struct Bits<8> {
-  using type = uint2;
-};
-template <>
-struct Bits<16> {
-  using type = uint4;
-};
 template <typename T, int V>
-using VectorBits = typename Bits<V * sizeof(T)>::type;
+using VectorBits = bits_t<V * sizeof(T)>;
 
 template <int V, typename T>
 __device__ VectorBits<T, V> load_bits(const T* from) {

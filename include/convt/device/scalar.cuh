@@ -1,4 +1,4 @@
-// Element types on the device: how each is widened for arithmetic and rounded back.
+// Element types on the device: how each is widened for arithmetic and rounded back, and their bits.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -22,6 +22,28 @@ __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
 __device__ inline float widen(__half x) { return __half2float(x); }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+// kBytes of elements, as they lie in memory.
+template <int kBytes>
+struct Bits;
+template <>
+struct Bits<2> {
+  using type = unsigned short;
+};
+template <>
+struct Bits<4> {
+  using type = unsigned;
+};
+template <>
+struct Bits<8> {
+  using type = uint2;
+};
+template <>
+struct Bits<16> {
+  using type = uint4;
+};
+template <int kBytes>
+using bits_t = typename Bits<kBytes>::type;
 
 // Rounds an accumulator to nearest, ties to even.
 template <typename T>

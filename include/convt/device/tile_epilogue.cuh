@@ -232,28 +232,9 @@ __device__ inline void lay_pixels(const Params<T>& p, const Output<T>& out, cons
   }
 }
 
-template <int kBytes>
-struct Piece;
-template <>
-struct Piece<16> {
-  using type = uint4;
-};
-template <>
-struct Piece<8> {
-  using type = uint2;
-};
-template <>
-struct Piece<4> {
-  using type = unsigned;
-};
-template <>
-struct Piece<2> {
-  using type = unsigned short;
-};
-
 template <int kBytes, typename T>
 __device__ inline void copy_piece(T* destination, const T* source) {
-  using Type = typename Piece<kBytes>::type;
+  using Type = bits_t<kBytes>;
   *reinterpret_cast<Type*>(destination) = *reinterpret_cast<const Type*>(source);
 }
 
