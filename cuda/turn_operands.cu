@@ -574,8 +574,7 @@ cudaError_t launch_turn(const Problem& unfolded, const ImplicitGemmLaunch& t, vo
     divide<T>(m, problem.groups * static_cast<int>(m.batches));
   }
   const int blocks = p.jobs[0].tiles + p.jobs[1].tiles + p.folded.blocks + p.pieces.blocks;
-  turn_kernel<T, kParts><<<blocks, kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_early(turn_kernel<T, kParts>, blocks, kThreads, 0, stream, p, 1, false);
 }
 
 }  // namespace

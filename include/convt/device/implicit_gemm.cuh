@@ -46,6 +46,7 @@
 #include "convt/device/mma.cuh"
 #include "convt/device/output_boxes.cuh"
 #include "convt/device/scalar.cuh"
+#include "convt/device/shared_words.cuh"
 #include "convt/device/tensor_copy.cuh"
 #include "convt/device/tf32.cuh"
 #include "convt/device/wgmma.cuh"
@@ -609,16 +610,12 @@ struct Piece {
       const uint4 x = load_words(from);
       piece = {{x.x, x.y, x.z, x.w}};
     } else if constexpr (kBytes == 8) {
-      asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                   : "=r"(piece.words[0]), "=r"(piece.words[1])
-                   : "r"(from)
-                   : "memory");
+      const uint2 x = load_two_words(from);
+      piece = {{x.x, x.y}};
     } else if constexpr (kBytes == 4) {
       piece.words[0] = load_word(from);
     } else {
-      unsigned short x;
-      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from) : "memory");
-      piece.words[0] = x;
+      piece.words[0] = load_half_word(from);
     }
     return piece;
   }
@@ -745,9 +742,7 @@ __device__ inline void lay_channels(unsigned lines, int slice, const RoundedSums
         for (int k = 0; k < 4; ++k) {
           const int place = 8 * (j + k / 2) + lane % 4 * 2 + k % 2;
           const int row = warp * kWarpRows + half * 8 + lane / 4;
-          asm volatile("st.shared.u32 [%0], %1;" ::"r"(lines + place * Lines::kPitch + row * 4),
-                       "r"(sums.word(first + k / 2, half, k % 2))
-                       : "memory");
+          store_shared(lines + place * Lines::kPitch + row * 4, sums.word(first + k / 2, half, k % 2));
         }
       }
     }
@@ -845,16 +840,13 @@ __device__ inline void lay_rows(unsigned lines, int slice, const RoundedSums<C, 
       const unsigned to = lines + (half * 8 + lane / 4) * static_cast<unsigned>(kImplicitGemmOutputPitch) +
                           (8 * j + lane % 4 * 2) * kPhases * kSize;
       if constexpr (kPhases == 1 && kSize == 2) {
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x0) : "memory");
+        store_shared(to, x0);
       } else if constexpr (kPhases == 1) {
-        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x0), "r"(x1) : "memory");
+        store_shared(to, x0, x1);
       } else if constexpr (kSize == 2) {
-        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(__byte_perm(x0, y0, 0x5410)),
-                     "r"(__byte_perm(x0, y0, 0x7632))
-                     : "memory");
+        store_shared(to, __byte_perm(x0, y0, 0x5410), __byte_perm(x0, y0, 0x7632));
       } else {
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x0), "r"(y0), "r"(x1), "r"(y1)
-                     : "memory");
+        store_shared(to, x0, y0, x1, y1);
       }
     }
   }

@@ -11,18 +11,14 @@
 //                           c[2], c[3]: row group + 8, the same columns
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <type_traits>
+
+#include "convt/device/scalar.cuh"
+#include "convt/device/shared_words.cuh"
 
 namespace convt {
 
 using FragmentA = uint4;
-
-__device__ inline unsigned shared_address(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
 
 // Reads four matrices of 8 rows x 16 bytes; lane i passes the address of row i % 8 of matrix i / 8. In each
 // of them the lane receives bytes 4 * member .. of row `group`.
@@ -49,22 +45,6 @@ __device__ inline unsigned transpose_matrix(unsigned x) {
   return y;
 }
 
-__device__ inline unsigned load_word(unsigned address) {
-  unsigned word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
-  return word;
-}
-
-// Reads 16 bytes of shared memory.
-__device__ inline uint4 load_words(unsigned address) {
-  uint4 a;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a.x), "=r"(a.y), "=r"(a.z), "=r"(a.w)
-               : "r"(address)
-               : "memory");
-  return a;
-}
-
 #define CONVT_MMA(SHAPE, TYPE)                                               \
   asm("mma.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE                \
       ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
@@ -84,21 +64,5 @@ __device__ inline void multiply_add(float (&c)[4], const FragmentA& a, unsigned 
 }
 
 #undef CONVT_MMA
-
-// Two sums rounded to nearest and packed, the first in the low half.
-template <typename T>
-__device__ inline unsigned pack_pair(float low, float high);
-
-template <>
-__device__ inline unsigned pack_pair<__half>(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
-
-template <>
-__device__ inline unsigned pack_pair<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
 
 }  // namespace convt

@@ -6,7 +6,8 @@
 #include <cstdint>
 
 #include "convt/device/async_copy.cuh"
-#include "convt/device/mma.cuh"
+#include "convt/device/scalar.cuh"
+#include "convt/device/shared_words.cuh"
 
 namespace convt {
 namespace output_slice {
@@ -14,25 +15,15 @@ namespace output_slice {
 inline constexpr int kPiece = 16;     // bytes that are copied at once
 inline constexpr int kLineLanes = 8;  // that copy a line of memory, or more
 
-__device__ inline void store_shared(unsigned address, unsigned short value) {
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
-}
-__device__ inline void store_shared(unsigned address, unsigned value) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
 // Stores kBytes of `words` from shared address `to` on, in stores of kWidth bytes.
 template <int kWidth, int kBytes>
 __device__ inline void store_words(unsigned to, const unsigned (&words)[kBytes / 4]) {
 #pragma unroll
   for (int i = 0; i < kBytes / 4; i += kWidth / 4) {
     if constexpr (kWidth == 16) {
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + 4 * i), "r"(words[i]),
-                   "r"(words[i + 1]), "r"(words[i + 2]), "r"(words[i + 3])
-                   : "memory");
+      store_shared(to + 4 * i, words[i], words[i + 1], words[i + 2], words[i + 3]);
     } else if constexpr (kWidth == 8) {
-      asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to + 4 * i), "r"(words[i]), "r"(words[i + 1])
-                   : "memory");
+      store_shared(to + 4 * i, words[i], words[i + 1]);
     } else {
       store_shared(to + 4 * i, words[i]);
     }
@@ -64,13 +55,9 @@ template <typename T>
 __device__ inline void copy_element(unsigned char* to, unsigned from, int at, int end) {
   if (at >= end) return;
   if constexpr (sizeof(T) == 4) {
-    unsigned x;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from + at) : "memory");
-    *reinterpret_cast<unsigned*>(to + at) = x;
+    *reinterpret_cast<unsigned*>(to + at) = load_word(from + at);
   } else {
-    unsigned short x;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from + at) : "memory");
-    *reinterpret_cast<unsigned short*>(to + at) = x;
+    *reinterpret_cast<unsigned short*>(to + at) = load_half_word(from + at);
   }
 }
 

@@ -59,6 +59,22 @@ __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+// Two sums rounded to nearest and packed, the first in the low half.
+template <typename T>
+__device__ inline unsigned pack_pair(float low, float high);
+
+template <>
+__device__ inline unsigned pack_pair<__half>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+template <>
+__device__ inline unsigned pack_pair<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
 // The same value, but what is computed from it is computed anew: sums take most registers, and what is needed
 // rarely is cheaper to find again than to keep.
 __device__ inline int afresh(int value) {

@@ -6,26 +6,9 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
+#include "convt/device/tensor_box.cuh"
 
 namespace convt {
-
-inline constexpr int kTensorRank = 5;
-
-// A tensor's sides and the distances in bytes between neighbours along each but the first, whose neighbours
-// lie side by side; and the box of one copy, whose lines of 128 bytes are swapped in shared memory as wgmma's
-// 128-byte swizzle has it, or whose elements lie side by side there.
-struct TensorBox {
-  CUtensorMapDataType type;
-  const void* address;
-  int64_t sides[kTensorRank], pitches[kTensorRank - 1];
-  int box[kTensorRank];
-  bool swizzled = true;
-};
-
-// A copy's address and distances are multiples of this, and the bytes of the first side of a box whose
-// elements lie side by side.
-inline constexpr int kTensorAlignment = 16;
 
 inline cudaError_t make_tensor_map(const TensorBox& tensor, CUtensorMap* map) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
@@ -56,11 +39,6 @@ inline cudaError_t make_tensor_map(const TensorBox& tensor, CUtensorMap* map) {
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
-
-// Where a box begins.
-struct BoxPlace {
-  int at[kTensorRank];
-};
 
 // Its bytes count towards a phase of `barrier`.
 __device__ inline void copy_box(unsigned destination, const CUtensorMap& map, const BoxPlace& place,

@@ -2,15 +2,9 @@
 // products of two such numbers are exact in float32.
 #pragma once
 
-namespace convt {
+#include "convt/device/tf32_round.cuh"
 
-// Rounds to nearest, ties away from zero. Finite numbers above the largest of TF32 become infinite, and so
-// may a NaN whose payload is in the lower bits.
-__device__ inline unsigned round_to_tf32(unsigned bits) {
-  unsigned rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-  return rounded;
-}
+namespace convt {
 
 // For what round_to_tf32 makes infinite: finite numbers are cut off instead, and a NaN stays one.
 __device__ inline unsigned cut_to_tf32(unsigned bits) {
@@ -19,13 +13,6 @@ __device__ inline unsigned cut_to_tf32(unsigned bits) {
 
 // Numbers from here on round to infinity.
 inline constexpr float kLeastAboveTf32 = 0x1.ffep127f;
-
-// The larger number, or NaN if one is.
-__device__ inline float max_or_nan(float a, float b) {
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
-}
 
 // The second part of an operand is multiplied by this, so that it has all its digits where the first is
 // hardly above the least normal number. Twice as much would overflow above the largest first part.
