@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from processes import run
+from processes import load_program, run
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all")
+PLAN = tuple(str(file.relative_to(ROOT)) for file in sorted((ROOT / "cuda").glob("plan*.cpp")))
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "test_activate": (),
     "test_divisor": (),
     "test_phases": (),
-    "test_plan": (
-        "cuda/plan.cpp",
-        "cuda/plan_depthwise.cpp",
-        "cuda/plan_tile_mma.cpp",
-        "cuda/plan_col2im.cpp",
-        "cuda/plan_implicit_gemm.cpp",
-        "cuda/plan_phase_gemm.cpp",
-        "cuda/plan_pixel_gemm.cpp",
-        "cuda/plan_scatter_gemm.cpp",
-        "cuda/plan_thin.cpp",
-        "cuda/plan_thin_simt.cpp",
-        "cuda/plan_tile_wgmma.cpp",
+    "test_plan": PLAN,
+}
+# Kernels on the emulator, whose headers are found before those that they stand in for. Code for a GPU reads the same
+# bytes as several types, and its extern shared memory is no variable that is initialised when it is first used.
+EMULATED: dict[str, tuple[str, ...]] = {
+    "test_emulated_implicit_gemm": (
+        *(f"cuda/implicit_gemm_{dtype}.cu" for dtype in ("fp16", "bf16", "tf32", "ieee")),
+        "cuda/turn_operands.cu",
+        *PLAN,
     ),
 }
+EMULATOR = ROOT / "tests" / "cpp" / "emulator"
+EMULATED_FLAGS = (
+    *("-std=c++20", "-O2", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-fno-strict-aliasing", "-fno-extern-tls-init"),
+)
 
 pytestmark = [
     pytest.mark.slow_matrix,
@@ -43,5 +49,34 @@ def test_host_program(name: str, tmp_path: Path) -> None:
     run(program)
 
 
+def build_emulated(name: str, sources: Sequence[str], folder: Path) -> Path:
+    """Compiles a program of kernels on the emulator, and returns it."""
+    setup = load_program(ROOT / "setup.py")
+    try:
+        toolkit = setup.find_toolchain()
+    except setup.PlatformError:
+        pytest.skip("no CUDA headers")
+    headers = [f"-I{EMULATOR}", f"-I{ROOT / 'include'}"]
+    headers += [flag for path in toolkit.include_dirs for flag in ("-isystem", str(path))]
+
+    def compile_one(source: Path) -> Path:
+        output = folder / f"{source.name}.o"
+        run("g++", *EMULATED_FLAGS, *headers, "-x", "c++", "-c", source, "-o", output)
+        return output
+
+    files = [*(ROOT / source for source in sources), ROOT / "tests" / "cpp" / f"{name}.cpp", *EMULATOR.glob("*.cpp")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, files))
+    program = folder / name
+    run("g++", *objects, "-o", program)
+    return program
+
+
+@pytest.mark.parametrize("name", sorted(EMULATED))
+def test_emulated_program(name: str, tmp_path: Path) -> None:
+    run(build_emulated(name, EMULATED[name], tmp_path))
+
+
 def test_programs_are_all_run() -> None:
-    assert sorted(file.stem for file in (ROOT / "tests" / "cpp").glob("test_*.cpp")) == sorted(PROGRAMS)
+    programs = [*PROGRAMS, *EMULATED]
+    assert sorted(file.stem for file in (ROOT / "tests" / "cpp").glob("test_*.cpp")) == sorted(programs)

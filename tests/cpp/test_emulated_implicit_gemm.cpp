@@ -1,0 +1,495 @@
+// implicit_gemm and turn_operands on the CPU (tests/cpp/emulator): launches of the plan's search, of problems
+// of every kind, against sums in double precision.
+//
+//   test_emulated_implicit_gemm [--all] [--case TEXT] [--launch TEXT] [--precision TEXT] [--seeds N] [--list]
+//
+// By default a sample of the launches runs, with each kind of launch at least once: --all runs one of each
+// kind of each problem. --case, --launch and --precision choose those whose name or plan has the text,
+// --seeds runs each under so many schedules.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "../../cuda/plan_common.h"
+#include "check.h"
+#include "convt/activate.h"
+#include "convt/device/scalar.cuh"
+#include "convt/kernels.h"
+#include "convt/plan.h"
+#include "emulator.h"
+
+CONVT_EMULATED_SHARED(convt::implicit_gemm)
+
+namespace {
+
+using convt::Axis;
+using convt::DType;
+using convt::ImplicitGemmLaunch;
+using convt::Problem;
+
+// ---- problems
+
+struct Case {
+  const char* name;
+  int64_t batch, groups, cin, cout;  // channels of a group
+  Axis h, w;
+  bool channels_last = false, bias = true;
+  convt::Activation activation = {};
+  int input_offset = 0, output_offset = 0;  // elements from an aligned address
+};
+
+Axis axis(int64_t input, int64_t kernel, int64_t stride, int64_t padding = 0, int64_t output_padding = 0,
+          int64_t dilation = 1) {
+  Axis a = {input, 0, kernel, stride, padding, output_padding, dilation};
+  a.output = a.full_output();
+  return a;
+}
+
+Case square(const char* name, int64_t batch, int64_t groups, int64_t cin, int64_t cout, const Axis& side,
+            bool channels_last = false) {
+  return {name, batch, groups, cin, cout, side, side, channels_last};
+}
+
+std::vector<Case> make_cases() {
+  const Axis up4 = axis(8, 4, 2, 1), odd3 = axis(7, 3, 2, 1, 1), same3 = axis(9, 3, 1, 1);
+  std::vector<Case> cases = {
+      // NCHW whose phases fold, with outputs in boxes, whole rows and parts of rows.
+      square("dcgan", 2, 1, 40, 24, up4),
+      {"dcgan_wide", 1, 1, 36, 17, axis(5, 4, 2, 1), axis(20, 4, 2, 1)},
+      square("non_overlapping", 3, 1, 40, 20, axis(8, 2, 2)),
+      square("stride_4", 1, 1, 33, 10, axis(6, 4, 4)),
+      {"patches_4x2", 2, 1, 40, 9, axis(5, 4, 4), axis(8, 2, 2)},
+      // Phases together, or one after the other.
+      square("unet", 1, 1, 64, 130, odd3),
+      {"odd_width", 2, 1, 40, 70, axis(6, 3, 2, 1, 1), axis(7, 3, 2, 1, 0)},
+      {"odd_rows", 1, 1, 35, 33, axis(5, 5, 2, 2), axis(9, 5, 2, 2, 1)},
+      {"stride_3", 1, 1, 40, 20, axis(5, 5, 3, 1, 2), axis(6, 4, 3, 2)},
+      {"tapless", 1, 1, 40, 20, axis(5, 1, 2), axis(6, 2, 3)},
+      {"dilated", 1, 1, 40, 30, axis(7, 3, 2, 2, 1, 3), axis(8, 3, 2, 1, 0, 2)},
+      {"dilated_by_stride", 1, 1, 40, 20, axis(7, 3, 2, 1, 0, 2), axis(6, 3, 4, 2, 1, 2)},
+      // Stride 1.
+      square("same", 2, 1, 48, 40, same3),
+      square("pointwise", 2, 1, 72, 140, axis(9, 1, 1)),
+      {"one_dimension", 3, 1, 40, 50, axis(1, 1, 1), axis(37, 4, 2, 1)},
+      square("one_pixel", 9, 1, 96, 30, axis(1, 4, 1)),
+      square("deep", 1, 1, 300, 40, axis(4, 3, 2, 1, 1)),
+      // Groups, channels that fill no line, batches.
+      square("groups", 2, 3, 20, 24, odd3),
+      square("groups_of_16", 2, 2, 16, 16, axis(6, 4, 2, 1)),
+      square("few_channels", 5, 1, 5, 3, axis(6, 3, 2, 1)),
+      square("batch", 21, 1, 32, 20, axis(4, 4, 2, 1)),
+      square("many_couts", 1, 1, 40, 300, axis(5, 3, 1, 1)),
+      // NHWC.
+      square("dcgan_nhwc", 2, 1, 40, 24, up4, true),
+      square("unet_nhwc", 1, 1, 64, 130, odd3, true),
+      square("stride_3_nhwc", 2, 1, 36, 35, axis(5, 5, 3, 1, 2), true),
+      square("pointwise_nhwc", 2, 1, 72, 140, axis(9, 1, 1), true),
+      square("groups_nhwc", 2, 3, 20, 24, odd3, true),
+      square("odd_channels_nhwc", 2, 1, 37, 33, odd3, true),
+      {"dilated_nhwc", 1, 1, 40, 30, axis(7, 3, 2, 2, 1, 3), axis(8, 3, 1, 1, 0, 2), true},
+      square("non_overlapping_nhwc", 3, 1, 40, 20, axis(8, 2, 2), true),
+  };
+  const auto with = [&cases](const char* name, const char* like, const std::function<void(Case&)>& change) {
+    for (const Case& known : cases) {
+      if (std::string(known.name) != like) continue;
+      Case c = known;
+      c.name = name;
+      change(c);
+      cases.push_back(c);
+      return;
+    }
+    std::abort();
+  };
+  const convt::Activation leaky = {convt::ActivationKind::kLeakyRelu, 0.25, 0, 0.5, 1};
+  const convt::Activation gelu = {convt::ActivationKind::kGelu};
+  with("dcgan_leaky", "dcgan", [&](Case& c) { c.activation = leaky; });
+  with("unet_gelu", "unet", [&](Case& c) { c.activation = gelu; });
+  with("unet_nhwc_leaky", "unet_nhwc", [&](Case& c) { c.activation = leaky; });
+  with("unet_no_bias", "unet", [](Case& c) { c.bias = false; });
+  with("dcgan_misplaced", "dcgan", [](Case& c) { c.input_offset = 1, c.output_offset = 1; });
+  with("unet_misplaced", "unet", [](Case& c) { c.input_offset = 3, c.output_offset = 2; });
+  with("unet_nhwc_misplaced", "unet_nhwc", [](Case& c) { c.input_offset = 1, c.output_offset = 3; });
+  return cases;
+}
+
+struct Precision {
+  const char* name;
+  DType dtype;
+  convt::Float32Precision of_float32;
+  double eps;  // of the output's rounding
+  cudaError_t (*launch)(const Problem&, const ImplicitGemmLaunch&, const void*, cudaStream_t);
+};
+
+constexpr auto kTf32 = convt::Float32Precision::kTf32, kIeee = convt::Float32Precision::kIeee;
+const Precision kPrecisions[] = {
+    {"tf32", DType::kFloat32, kTf32, 0x1p-23, convt::launch_implicit_gemm_tf32},
+    {"ieee", DType::kFloat32, kIeee, 0x1p-23, convt::launch_implicit_gemm_ieee},
+    {"fp16", DType::kFloat16, kIeee, 0x1p-10, convt::launch_implicit_gemm_fp16},
+    {"bf16", DType::kBFloat16, kIeee, 0x1p-7, convt::launch_implicit_gemm_bf16},
+};
+
+// ---- memory
+
+// Bytes between pages that cannot be accessed; they end where those after them begin, or a little before.
+class Guarded {
+ public:
+  Guarded(size_t bytes, size_t offset = 0) {
+    constexpr size_t kPage = 4096, kAlignment = 256;
+    const size_t all = (bytes + offset + kAlignment - 1) / kAlignment * kAlignment;
+    pages_ = (all + kPage - 1) / kPage * kPage + 2 * kPage;
+    base_ = static_cast<unsigned char*>(
+        mmap(nullptr, pages_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED) std::abort();
+    mprotect(base_, kPage, PROT_NONE);
+    mprotect(base_ + pages_ - kPage, kPage, PROT_NONE);
+    begin_ = base_ + pages_ - kPage - all + offset;
+    std::memset(base_ + kPage, 0xff, pages_ - 2 * kPage);
+  }
+  ~Guarded() { munmap(base_, pages_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  unsigned char* begin() const { return begin_; }
+
+ private:
+  unsigned char *base_, *begin_;
+  size_t pages_;
+};
+
+double load(DType dtype, const unsigned char* from) {
+  if (dtype == DType::kFloat32) return *reinterpret_cast<const float*>(from);
+  if (dtype == DType::kFloat16) return convt::widen(*reinterpret_cast<const __half*>(from));
+  return convt::widen(*reinterpret_cast<const __nv_bfloat16*>(from));
+}
+
+void store(DType dtype, unsigned char* to, double x) {
+  const float rounded = static_cast<float>(x);
+  if (dtype == DType::kFloat32) *reinterpret_cast<float*>(to) = rounded;
+  if (dtype == DType::kFloat16) *reinterpret_cast<__half*>(to) = convt::narrow<__half>(rounded);
+  if (dtype == DType::kBFloat16)
+    *reinterpret_cast<__nv_bfloat16*>(to) = convt::narrow<__nv_bfloat16>(rounded);
+}
+
+// ---- a problem with its values, and what is to come out
+
+constexpr size_t kMargin = 256;  // bytes before and after the output that must stay
+
+class Operands {
+ public:
+  // Small integers, whose sums are exact, or numbers that are rounded.
+  Operands(const Case& c, const Precision& precision, bool integers)
+      : case_(c),
+        precision_(precision),
+        integers_(integers),
+        size_(static_cast<size_t>(convt::element_size(precision.dtype))),
+        input_(static_cast<size_t>(c.batch * c.groups * c.cin * c.h.input * c.w.input) * size_,
+               static_cast<size_t>(c.input_offset) * size_),
+        weight_(static_cast<size_t>(c.groups * c.cin * c.cout * c.h.kernel * c.w.kernel) * size_),
+        bias_(static_cast<size_t>(c.groups * c.cout) * size_) {
+    problem.dtype = precision.dtype;
+    problem.float32_precision = precision.of_float32;
+    problem.batch = c.batch;
+    problem.groups = c.groups;
+    problem.cin_per_group = c.cin;
+    problem.cout_per_group = c.cout;
+    problem.h = c.h;
+    problem.w = c.w;
+    problem.input = input_.begin();
+    problem.weight = weight_.begin();
+    problem.bias = c.bias ? bias_.begin() : nullptr;
+    const int64_t cin = problem.cin(), taps = c.h.kernel * c.w.kernel;
+    problem.input_stride =
+        c.channels_last
+            ? convt::ActivationStrides{cin * c.h.input * c.w.input, 1, cin * c.w.input, cin}
+            : convt::ActivationStrides{cin * c.h.input * c.w.input, c.h.input * c.w.input, c.w.input, 1};
+    problem.weight_stride = {c.cout * taps, taps, c.w.kernel, 1};
+    problem.output_channels_last = c.channels_last;
+    problem.activation = c.activation;
+    std::mt19937 random(12345);
+    fill(random, input_, c.batch * cin * c.h.input * c.w.input);
+    fill(random, weight_, cin * c.cout * taps);
+    fill(random, bias_, c.groups * c.cout);
+    compute();
+  }
+
+  Problem problem;
+
+  size_t output_bytes() const { return static_cast<size_t>(problem.output_elements()) * size_; }
+  size_t input_bytes() const {
+    return static_cast<size_t>(problem.batch * problem.cin() * problem.h.input * problem.w.input) * size_;
+  }
+  size_t weight_bytes() const {
+    return static_cast<size_t>(problem.cin() * problem.cout_per_group * problem.h.kernel * problem.w.kernel) *
+           size_;
+  }
+
+  // What is wrong with an output, or an empty string.
+  std::string compare(const unsigned char* output) const {
+    const convt::ActivationStrides at = dense_output_strides(problem);
+    int64_t wrong = 0, number = 0;
+    std::string first;
+    for (int64_t n = 0; n < problem.batch; ++n)
+      for (int64_t c = 0; c < problem.cout(); ++c)
+        for (int64_t h = 0; h < problem.h.output; ++h)
+          for (int64_t w = 0; w < problem.w.output; ++w, ++number) {
+            const double got =
+                load(precision_.dtype,
+                     output + static_cast<size_t>(n * at.n + c * at.c + h * at.h + w * at.w) * size_);
+            const double want = expected_[static_cast<size_t>(number)],
+                         bound = bound_[static_cast<size_t>(number)];
+            if (std::fabs(got - want) <= bound) continue;
+            if (wrong++ > 0) continue;
+            char text[200];
+            std::snprintf(text, sizeof(text),
+                          "image %d channel %d row %d column %d is %.9g, not %.9g +- %.3g",
+                          static_cast<int>(n), static_cast<int>(c), static_cast<int>(h), static_cast<int>(w),
+                          got, want, bound);
+            first = text;
+          }
+    if (wrong == 0) return {};
+    return std::to_string(wrong) + " of " + std::to_string(number) + " outputs are wrong: " + first;
+  }
+
+ private:
+  const Case& case_;
+  const Precision& precision_;
+  bool integers_;
+  size_t size_;
+  Guarded input_, weight_, bias_;
+  std::vector<double> expected_, bound_;  // of the output in NCHW
+
+  void fill(std::mt19937& random, const Guarded& memory, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const double unit = static_cast<double>(random()) / 0x1p32;
+      const double x = integers_ ? std::floor(unit * 7) - 3 : 4 * unit - 2;
+      store(precision_.dtype, memory.begin() + static_cast<size_t>(i) * size_, x);
+    }
+  }
+
+  void compute() {
+    const Problem& p = problem;
+    const auto values = [this](const Guarded& memory, int64_t count) {
+      std::vector<double> all(static_cast<size_t>(count));
+      for (size_t i = 0; i < all.size(); ++i) all[i] = load(precision_.dtype, memory.begin() + i * size_);
+      return all;
+    };
+    const int64_t cin = p.cin_per_group, cout = p.cout_per_group, taps = p.h.kernel * p.w.kernel;
+    const std::vector<double> x = values(input_, p.batch * p.cin() * p.h.input * p.w.input);
+    const std::vector<double> w = values(weight_, p.cin() * cout * taps), b = values(bias_, p.cout());
+    const int64_t plane = p.h.output * p.w.output;
+    std::vector<double> magnitude(static_cast<size_t>(p.output_elements()));
+    expected_.resize(magnitude.size());
+    bound_.resize(magnitude.size());
+    for (int64_t n = 0; n < p.batch; ++n)
+      for (int64_t c = 0; c < p.cout(); ++c) {
+        double* const to = &expected_[static_cast<size_t>((n * p.cout() + c) * plane)];
+        double* const sizes = &magnitude[static_cast<size_t>((n * p.cout() + c) * plane)];
+        const double bias = p.bias == nullptr ? 0 : b[static_cast<size_t>(c)];
+        for (int64_t i = 0; i < plane; ++i) to[i] = bias, sizes[i] = std::fabs(bias);
+        const int64_t group = c / cout;
+        for (int64_t k = group * cin; k < (group + 1) * cin; ++k)
+          for (int64_t ih = 0; ih < p.h.input; ++ih)
+            for (int64_t iw = 0; iw < p.w.input; ++iw) {
+              const double value = x[static_cast<size_t>(n * p.input_stride.n + k * p.input_stride.c +
+                                                         ih * p.input_stride.h + iw * p.input_stride.w)];
+              for (int64_t kh = 0; kh < p.h.kernel; ++kh) {
+                const int64_t oh = ih * p.h.stride + kh * p.h.dilation - p.h.padding;
+                if (oh < 0 || oh >= p.h.output) continue;
+                for (int64_t kw = 0; kw < p.w.kernel; ++kw) {
+                  const int64_t ow = iw * p.w.stride + kw * p.w.dilation - p.w.padding;
+                  if (ow < 0 || ow >= p.w.output) continue;
+                  const double term =
+                      value *
+                      w[static_cast<size_t>(((k * cout + c % cout) * p.h.kernel + kh) * p.w.kernel + kw)];
+                  to[oh * p.w.output + ow] += term;
+                  sizes[oh * p.w.output + ow] += std::fabs(term);
+                }
+              }
+            }
+      }
+    // As tests/reference.py has it: the rounding of operands to TF32, or what sums of float32 lose; then of
+    // the output. Sums of small integers are exact.
+    const double share = integers_ ? 0 : precision_.of_float32 == kTf32 ? 0x1p-10 : 1e-6;
+    const convt::ActivationParams<double> activation = convt::activation_params<double>(p.activation);
+    for (size_t i = 0; i < magnitude.size(); ++i) {
+      const double rounding = p.dtype == DType::kFloat32 ? 0 : precision_.eps / 2 * 1.01;
+      bound_[i] = share * magnitude[i] + rounding * std::fabs(expected_[i]);
+      if (activation.is_identity()) continue;
+      // Slopes of the activations here are less than 1.2, and their own errors 1e-6 of what they are of.
+      const double own = 1e-6 * (std::fabs(expected_[i]) + 1);
+      expected_[i] = activate(activation, expected_[i]);
+      bound_[i] =
+          std::fabs(activation.scale) * (1.2 * bound_[i] + own) + precision_.eps * std::fabs(expected_[i]);
+    }
+  }
+};
+
+// ---- launches
+
+struct Candidate {
+  ImplicitGemmLaunch launch;
+  std::string kind, plan;
+  double cost;  // products of 64 x 256 x 8, about
+};
+
+// What tells kinds of launches apart: other code, or another way through it.
+std::string kind_of(const ImplicitGemmLaunch& t) {
+  char text[200];
+  std::snprintf(text, sizeof(text), "%d f%d b%d fold%dx%d t%d c%dx%d s%d box%d%d%d n%d i%dw%d r%d", t.config,
+                t.flat, t.blocks, t.fold_h, t.fold_w, t.phases_together, t.cluster_rows, t.cluster_pixels,
+                t.splits, t.box.count, t.box.halves, t.box.whole_rows, t.columns() < t.sizes().columns(),
+                t.turns_input, t.turns_weight, t.works() * t.cluster() > t.grid);
+  return text;
+}
+
+std::string describe(const ImplicitGemmLaunch& launch) {
+  convt::Plan plan;
+  plan.kernel = convt::Kernel::kImplicitGemm;
+  plan.implicit_gemm = launch;
+  return convt::describe(plan);
+}
+
+uint64_t hash(const std::string& text) {  // FNV-1a
+  uint64_t h = 0xcbf29ce484222325;
+  for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return h;
+}
+
+// One launch of each kind, on devices of few multiprocessors, which do several pieces of work each, and of
+// more.
+std::vector<Candidate> candidates(const Problem& problem, const std::string& name) {
+  std::map<std::string, std::vector<ImplicitGemmLaunch>> by_kind;
+  for (const int sms : {2, 5, 24}) {
+    convt::DeviceLimits device;
+    device.compute_capability = 90;
+    device.sm_count = sms;
+    device.shared_bytes_per_block = emulator::kSharedBytes;
+    device.shared_bytes_per_sm = emulator::kSharedBytes + 1024;
+    device.has_wgmma = true;
+    if (convt::implicit_gemm_obstacle(problem, device) != nullptr) continue;
+    convt::visit_implicit_gemm(problem, device, [&](const ImplicitGemmLaunch& launch, double) {
+      by_kind[kind_of(launch)].push_back(launch);
+    });
+  }
+  std::vector<Candidate> chosen;
+  for (const auto& [kind, launches] : by_kind) {
+    Candidate c;
+    c.launch = launches[hash(name + kind) % launches.size()];
+    c.kind = kind;
+    c.plan = describe(c.launch);
+    const ImplicitGemmLaunch& t = c.launch;
+    c.cost = static_cast<double>(t.works() * t.cluster_rows * t.cluster_pixels) /
+             static_cast<double>(t.phases() * t.phases_together) *
+             static_cast<double>(t.phases_h.kernel * t.phases_w.kernel) * t.chunks * t.parts * t.parts * 4 *
+             (t.sizes().rows / 64.0) * (t.sizes().pixels / 256.0);
+    chosen.push_back(c);
+  }
+  return chosen;
+}
+
+bool run(const Case& c, const Precision& precision, const Operands& operands, const Candidate& candidate,
+         uint64_t schedule) {
+  Problem problem = operands.problem;
+  const size_t offset = static_cast<size_t>(c.output_offset * convt::element_size(precision.dtype));
+  const Guarded output(operands.output_bytes() + 2 * kMargin, offset);
+  const Guarded workspace(candidate.launch.workspace_bytes);
+  problem.output = output.begin() + kMargin;
+  emulator::forget_memory();
+  emulator::add_memory(problem.input, operands.input_bytes(), "input");
+  emulator::add_memory(problem.weight, operands.weight_bytes(), "weight");
+  emulator::add_memory(problem.output, operands.output_bytes(), "output");
+  emulator::add_memory(workspace.begin(), candidate.launch.workspace_bytes, "workspace");
+  emulator::set_options(emulator::options_of(schedule));
+  cudaError_t error = convt::launch_turn_operands(problem, candidate.launch, workspace.begin(), nullptr);
+  if (error == cudaSuccess) error = precision.launch(problem, candidate.launch, workspace.begin(), nullptr);
+  std::string wrong = emulator::take_failure();
+  if (wrong.empty() && error != cudaSuccess) wrong = "the launch returns error " + std::to_string(error);
+  if (wrong.empty()) wrong = operands.compare(output.begin() + kMargin);
+  for (size_t i = 0; i < 2 * kMargin && wrong.empty(); ++i) {
+    const size_t at = i < kMargin ? i : i + operands.output_bytes();
+    if (output.begin()[at] != 0xff) wrong = "something was written beside the output";
+  }
+  const std::string context = std::string(c.name) + " " + precision.name + " schedule " +
+                              std::to_string(schedule) + "\n    " + candidate.plan + "\n    " + wrong;
+  CHECK(wrong.empty(), context);
+  return wrong.empty();
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  bool all = false, lists = false;
+  std::string of_case, of_launch, of_precision;
+  uint64_t seeds = 1, first_seed = 0;
+  for (int i = 1; i < count; ++i) {
+    const std::string option = arguments[i];
+    const auto value = [&]() -> std::string {
+      if (++i == count) std::exit(2);
+      return arguments[i];
+    };
+    if (option == "--all")
+      all = true;
+    else if (option == "--list")
+      lists = true;
+    else if (option == "--case")
+      of_case = value();
+    else if (option == "--launch")
+      of_launch = value();
+    else if (option == "--precision")
+      of_precision = value();
+    else if (option == "--seeds")
+      seeds = std::stoull(value());
+    else if (option == "--first-seed")
+      first_seed = std::stoull(value());
+    else {
+      std::fprintf(stderr, "unknown option %s\n", option.c_str());
+      return 2;
+    }
+  }
+  int launches = 0, left_out = 0;
+  std::set<std::string> seen;
+  for (const Precision& precision : kPrecisions) {
+    if (std::string(precision.name).find(of_precision) == std::string::npos) continue;
+    for (const Case& c : make_cases()) {
+      if (std::string(c.name).find(of_case) == std::string::npos) continue;
+      const auto began = std::chrono::steady_clock::now();
+      const Operands integers(c, precision, true), numbers(c, precision, false);
+      int of_this_case = 0;
+      for (const Candidate& candidate : candidates(integers.problem, c.name)) {
+        if (candidate.plan.find(of_launch) == std::string::npos) continue;
+        const uint64_t number = hash(c.name + candidate.kind + precision.name);
+        // Beside those of a new kind, some.
+        const bool is_new = seen.insert(precision.name + candidate.kind).second;
+        if (!all && !is_new && number % 16 != 0) {
+          ++left_out;
+          continue;
+        }
+        ++launches;
+        ++of_this_case;
+        if (lists) {
+          std::printf("%s %s cost %.0f\n    %s\n", c.name, precision.name, candidate.cost,
+                      candidate.plan.c_str());
+          continue;
+        }
+        for (uint64_t seed = 0; seed < seeds; ++seed)
+          run(c, precision, (number >> 8) % 4 == 0 ? numbers : integers, candidate,
+              number % 1000 + seed + first_seed);
+      }
+      if (of_this_case > 0 && std::getenv("CONVT_TEST_TIMES") != nullptr)
+        std::printf("%s %s: %d launches, %.2f s\n", c.name, precision.name, of_this_case,
+                    std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    }
+  }
+  std::printf("%d launches, %d left out\n", launches, left_out);
+  return check::result();
+}
