@@ -23,6 +23,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
 # Kernels on the emulator, whose headers are found before those that they stand in for. Code for a GPU reads the same
 # bytes as several types, and its extern shared memory is no variable that is initialised when it is first used.
 EMULATED: dict[str, tuple[str, ...]] = {
+    "test_emulator": (),
     "test_emulated_implicit_gemm": (
         *(f"cuda/implicit_gemm_{dtype}.cu" for dtype in ("fp16", "bf16", "tf32", "ieee")),
         "cuda/turn_operands.cu",

@@ -123,7 +123,7 @@ std::vector<Case> make_cases() {
 }
 
 struct Precision {
-  const char* name;
+  const char *name, *code;  // which others share
   DType dtype;
   convt::Float32Precision of_float32;
   double eps;  // of the output's rounding
@@ -132,10 +132,10 @@ struct Precision {
 
 constexpr auto kTf32 = convt::Float32Precision::kTf32, kIeee = convt::Float32Precision::kIeee;
 const Precision kPrecisions[] = {
-    {"tf32", DType::kFloat32, kTf32, 0x1p-23, convt::launch_implicit_gemm_tf32},
-    {"ieee", DType::kFloat32, kIeee, 0x1p-23, convt::launch_implicit_gemm_ieee},
-    {"fp16", DType::kFloat16, kIeee, 0x1p-10, convt::launch_implicit_gemm_fp16},
-    {"bf16", DType::kBFloat16, kIeee, 0x1p-7, convt::launch_implicit_gemm_bf16},
+    {"tf32", "tf32", DType::kFloat32, kTf32, 0x1p-23, convt::launch_implicit_gemm_tf32},
+    {"ieee", "ieee", DType::kFloat32, kIeee, 0x1p-23, convt::launch_implicit_gemm_ieee},
+    {"fp16", "16 bits", DType::kFloat16, kIeee, 0x1p-10, convt::launch_implicit_gemm_fp16},
+    {"bf16", "16 bits", DType::kBFloat16, kIeee, 0x1p-7, convt::launch_implicit_gemm_bf16},
 };
 
 // ---- memory
@@ -409,6 +409,9 @@ bool run(const Case& c, const Precision& precision, const Operands& operands, co
   emulator::add_memory(problem.weight, operands.weight_bytes(), "weight");
   emulator::add_memory(problem.output, operands.output_bytes(), "output");
   emulator::add_memory(workspace.begin(), candidate.launch.workspace_bytes, "workspace");
+  const std::string context = std::string(c.name) + " " + precision.name + " schedule " +
+                              std::to_string(schedule) + "\n    " + candidate.plan;
+  emulator::set_context(context);
   emulator::set_options(emulator::options_of(schedule));
   cudaError_t error = convt::launch_turn_operands(problem, candidate.launch, workspace.begin(), nullptr);
   if (error == cudaSuccess) error = precision.launch(problem, candidate.launch, workspace.begin(), nullptr);
@@ -419,39 +422,30 @@ bool run(const Case& c, const Precision& precision, const Operands& operands, co
     const size_t at = i < kMargin ? i : i + operands.output_bytes();
     if (output.begin()[at] != 0xff) wrong = "something was written beside the output";
   }
-  const std::string context = std::string(c.name) + " " + precision.name + " schedule " +
-                              std::to_string(schedule) + "\n    " + candidate.plan + "\n    " + wrong;
-  CHECK(wrong.empty(), context);
+  CHECK(wrong.empty(), context + "\n    " + wrong);
   return wrong.empty();
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  bool all = false, lists = false;
-  std::string of_case, of_launch, of_precision;
-  uint64_t seeds = 1, first_seed = 0;
+  bool all = false, lists = false, times = false;
+  std::string of_case, of_launch, of_precision, schedule;
+  uint64_t seeds = 1;
   for (int i = 1; i < count; ++i) {
     const std::string option = arguments[i];
-    const auto value = [&]() -> std::string {
-      if (++i == count) std::exit(2);
-      return arguments[i];
-    };
-    if (option == "--all")
-      all = true;
-    else if (option == "--list")
-      lists = true;
-    else if (option == "--case")
-      of_case = value();
-    else if (option == "--launch")
-      of_launch = value();
-    else if (option == "--precision")
-      of_precision = value();
-    else if (option == "--seeds")
-      seeds = std::stoull(value());
-    else if (option == "--first-seed")
-      first_seed = std::stoull(value());
-    else {
+    const std::map<std::string, bool*> flags = {{"--all", &all}, {"--list", &lists}, {"--times", &times}};
+    const std::map<std::string, std::string*> texts = {{"--case", &of_case},
+                                                       {"--launch", &of_launch},
+                                                       {"--precision", &of_precision},
+                                                       {"--schedule", &schedule}};
+    if (const auto flag = flags.find(option); flag != flags.end()) {
+      *flag->second = true;
+    } else if (const auto text = texts.find(option); text != texts.end() && i + 1 < count) {
+      *text->second = arguments[++i];
+    } else if (option == "--seeds" && i + 1 < count) {
+      seeds = std::stoull(arguments[++i]);
+    } else {
       std::fprintf(stderr, "unknown option %s\n", option.c_str());
       return 2;
     }
@@ -469,7 +463,7 @@ int main(int count, char** arguments) {
         if (candidate.plan.find(of_launch) == std::string::npos) continue;
         const uint64_t number = hash(c.name + candidate.kind + precision.name);
         // Beside those of a new kind, some.
-        const bool is_new = seen.insert(precision.name + candidate.kind).second;
+        const bool is_new = seen.insert(precision.code + candidate.kind).second;
         if (!all && !is_new && number % 16 != 0) {
           ++left_out;
           continue;
@@ -481,11 +475,11 @@ int main(int count, char** arguments) {
                       candidate.plan.c_str());
           continue;
         }
+        const uint64_t first = schedule.empty() ? number % 1000 : std::stoull(schedule);
         for (uint64_t seed = 0; seed < seeds; ++seed)
-          run(c, precision, (number >> 8) % 4 == 0 ? numbers : integers, candidate,
-              number % 1000 + seed + first_seed);
+          run(c, precision, (number >> 8) % 4 == 0 ? numbers : integers, candidate, first + seed);
       }
-      if (of_this_case > 0 && std::getenv("CONVT_TEST_TIMES") != nullptr)
+      if (of_this_case > 0 && times)
         std::printf("%s %s: %d launches, %.2f s\n", c.name, precision.name, of_this_case,
                     std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     }

@@ -74,6 +74,9 @@ Options options_of(uint64_t number);
 void add_memory(const void* begin, size_t bytes, const char* name);
 void forget_memory();
 
+// What runs, for the message of an access that ends the program.
+void set_context(const std::string& text);
+
 // What went wrong first since the last call, or an empty string.
 std::string take_failure();
 

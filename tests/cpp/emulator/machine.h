@@ -12,7 +12,8 @@
 namespace emulator {
 
 inline constexpr int kLanes = 32, kGroupThreads = 128;
-inline constexpr unsigned kPoison = 0x7fc0dead;  // a NaN
+// A signalling NaN, which is no more the same once it has been computed with.
+inline constexpr unsigned kPoison = 0x7fa0dead;
 
 struct Block;
 

@@ -50,6 +50,7 @@ constexpr int kMostCluster = 8;
 
 void* scheduler_stack;
 const std::function<void()>* kernel_of_launch;
+std::string context;
 unsigned char* (*shared_array)();
 
 void fiber_entry() {
@@ -71,8 +72,10 @@ unsigned char* stack_of(size_t number) {
 
 void report_crash(int, siginfo_t* info, void*) {
   Machine& m = machine();
-  const std::string text = format("access of address %p, which is no tensor's, by %s\n", info->si_addr,
-                                  m.current == nullptr ? "the host" : m.place_of(*m.current).c_str());
+  // Addresses that cannot exist are given as null.
+  const std::string text =
+      context + format("\n    access of address %p, which is no tensor's, by %s\n", info->si_addr,
+                       m.current == nullptr ? "the host" : m.place_of(*m.current).c_str());
   if (write(2, text.data(), text.size()) < 0) std::abort();
   std::signal(SIGSEGV, SIG_DFL);
   std::raise(SIGSEGV);
@@ -134,6 +137,8 @@ Options options_of(uint64_t number) {
   constexpr Delay kDelays[] = {Delay::kRandom, Delay::kNone, Delay::kLongest};
   return {number, kDelays[number % 3], kDelays[number / 3 % 3]};
 }
+
+void set_context(const std::string& text) { context = text; }
 
 std::string take_failure() { return std::exchange(machine().failure, {}); }
 

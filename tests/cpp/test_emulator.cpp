@@ -1,0 +1,221 @@
+// The emulator itself: products whose operands are in registers beside those in shared memory, and the
+// mistakes that it finds.
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "convt/device/launch.cuh"
+#include "convt/device/tensor_copy.cuh"
+#include "convt/device/wgmma.cuh"
+#include "emulator.h"
+
+CONVT_EMULATED_SHARED(convt::emulator_test)
+
+namespace convt {
+namespace emulator_test {
+
+constexpr unsigned kRows = 64, kDepth = 32, kLine = 128;
+
+struct Params {
+  const float *a, *b;  // [row][channel], [column][channel]
+  float* c;            // [row][column]
+  bool a_in_registers;
+};
+
+// Element `channel` of a line of 32, from a multiple of 1024 on.
+unsigned element(unsigned lines, unsigned line, unsigned channel) {
+  const unsigned at = lines + line * kLine + channel * 4;
+  return at ^ (at >> 7 & 7) << 4;
+}
+
+template <int kColumns>
+__global__ void __launch_bounds__(128, 1) product_kernel(const __grid_constant__ Params p) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const unsigned a = shared_address(shared), b = a + kRows * kLine;
+  for (unsigned i = threadIdx.x; i < kRows * kDepth; i += 128)
+    store_shared(element(a, i / kDepth, i % kDepth), __float_as_uint(p.a[i]));
+  for (unsigned i = threadIdx.x; i < kColumns * kDepth; i += 128)
+    store_shared(element(b, i / kDepth, i % kDepth), __float_as_uint(p.b[i]));
+  fence_for_wgmma();
+  __syncthreads();
+  const unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, member = threadIdx.x % 4;
+  unsigned fragments[kDepth / 8][4];
+  for (unsigned step = 0; step < kDepth / 8; ++step) {
+    for (unsigned i = 0; i < 4; ++i)
+      fragments[step][i] = load_word(element(a, row + i % 2 * 8, step * 8 + member + i / 2 * 4));
+  }
+  float c[kColumns / 8][4];
+  const unsigned of_a = wgmma_swizzled_descriptor(a, 0), of_b = wgmma_swizzled_descriptor(b, 0);
+  wgmma_fence();
+  for (unsigned step = 0; step < kDepth / 8; ++step) {
+    if (p.a_in_registers) {
+      multiply_fragment<kColumns>(c, fragments[step], of_b + 2 * step, step > 0);
+    } else {
+      multiply_lines<float, kColumns, false>(c, of_a + 2 * step, of_b + 2 * step, step > 0);
+    }
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (unsigned j = 0; j < kColumns / 8; ++j) {
+    for (unsigned i = 0; i < 4; ++i) p.c[(row + i / 2 * 8) * kColumns + 8 * j + 2 * member + i % 2] = c[j][i];
+  }
+}
+
+}  // namespace emulator_test
+}  // namespace convt
+
+namespace {
+
+using namespace convt;
+
+template <int kColumns>
+void test_products() {
+  using emulator_test::kDepth;
+  using emulator_test::kLine;
+  using emulator_test::kRows;
+  std::mt19937 random(1);
+  const auto numbers = [&random](size_t count) {
+    std::vector<float> all(count);
+    for (float& x : all) x = static_cast<float>(random() % 15) - 7;
+    return all;
+  };
+  const std::vector<float> a = numbers(kRows * kDepth), b = numbers(kColumns * kDepth);
+  for (const bool a_in_registers : {false, true}) {
+    for (uint64_t schedule = 0; schedule < 9; ++schedule) {
+      std::vector<float> c(kRows * kColumns, -1);
+      emulator::set_options(emulator::options_of(schedule));
+      CHECK(allow_shared_memory(&emulator_test::product_kernel<kColumns>, emulator::kSharedBytes) ==
+                cudaSuccess,
+            "");
+      const emulator_test::Params p = {a.data(), b.data(), c.data(), a_in_registers};
+      const size_t bytes = (kRows + kColumns) * kLine;
+      launch_early(emulator_test::product_kernel<kColumns>, 1, 128, bytes, nullptr, p);
+      const std::string failure = emulator::take_failure();
+      CHECK(failure.empty(), failure);
+      for (unsigned row = 0; row < kRows; ++row) {
+        for (unsigned column = 0; column < kColumns; ++column) {
+          float sum = 0;
+          for (unsigned k = 0; k < kDepth; ++k) sum += a[row * kDepth + k] * b[column * kDepth + k];
+          CHECK(c[row * kColumns + column] == sum,
+                "row " + std::to_string(row) + " column " + std::to_string(column) + " of " +
+                    std::to_string(kColumns) + (a_in_registers ? ", registers" : ""));
+        }
+      }
+    }
+  }
+}
+
+constexpr unsigned kBegin = 1024;  // of shared memory
+
+// Runs a kernel of some blocks of 128 threads, in one cluster, that makes a mistake, under several schedules.
+// At least `times` of nine find it.
+void test_mistake(const char* expected, int times, int blocks, const std::function<void()>& kernel) {
+  int found = 0;
+  std::string last;
+  for (uint64_t schedule = 0; schedule < 9; ++schedule) {
+    emulator::set_options(emulator::options_of(schedule));
+    const cudaError_t error = emulator::run({blocks, 128, 64 * 1024, blocks}, kernel);
+    const std::string failure = emulator::take_failure();
+    CHECK((error == cudaSuccess) == failure.empty(), failure);
+    if (failure.find(expected) != std::string::npos) ++found;
+    if (!failure.empty()) last = failure;
+  }
+  CHECK(found >= times,
+        std::string(expected) + " was found " + std::to_string(found) + " times, last: " + last);
+}
+
+void test_mistakes() {
+  const auto first = [] { return threadIdx.x == 0; };
+  test_mistake("no thread can go on", 9, 1, [&] {
+    if (!first()) __syncthreads();
+  });
+  test_mistake("no thread can go on", 9, 1, [&] {
+    if (first()) init_barrier(kBegin, 2);
+    __syncthreads();
+    if (first()) arrive(kBegin);
+    wait(kBegin, 0);
+  });
+  test_mistake("more than 1 arrivals", 9, 1, [&] {
+    if (first()) {
+      init_barrier(kBegin, 1);
+      // The phase is not complete without the bytes.
+      arrive_and_expect(kBegin, 16);
+      arrive(kBegin);
+    }
+  });
+  test_mistake("no barrier has been initialised", 9, 1, [&] {
+    if (first()) arrive(kBegin);
+  });
+  test_mistake("has been overwritten", 9, 1, [&] {
+    if (!first()) return;
+    init_barrier(kBegin, 1);
+    store_shared(kBegin, 0u);
+    arrive(kBegin);
+  });
+  test_mistake("bytes at 0x10400 of shared memory, of which there are 65536", 9, 1, [&] {
+    if (first()) load_words(kBegin + 64 * 1024);
+  });
+  test_mistake("no multiple of 16", 9, 1, [&] {
+    if (first()) load_words(kBegin + 8);
+  });
+  test_mistake("which has ended", 1, 2, [&] {
+    if (first() && blockIdx.x == 0) address_at(kBegin, 1);
+  });
+  test_mistake("lanes of a warp are at", 9, 1, [&] {
+    if (threadIdx.x % 32 == 0) {
+      __syncwarp();
+    } else {
+      __ballot_sync(~0u, true);
+    }
+  });
+  test_mistake("registers that were not fenced", 9, 1, [&] {
+    float c[8][4];
+    multiply_lines<float, 64, false>(c, wgmma_swizzled_descriptor(kBegin, 0),
+                                     wgmma_swizzled_descriptor(kBegin, 0), 0);
+  });
+  const auto multiply = [](float (&c)[8][4]) {
+    wgmma_fence();
+    multiply_lines<float, 64, false>(c, wgmma_swizzled_descriptor(kBegin, 0),
+                                     wgmma_swizzled_descriptor(kBegin, 0), 0);
+    wgmma_commit();
+  };
+  test_mistake("products have not been waited for", 9, 1, [&] {
+    float c[8][4];
+    multiply(c);
+  });
+  test_mistake("sums were written while products", 9, 1, [&] {
+    float c[8][4];
+    multiply(c);
+    c[1][2] = 0;
+    wgmma_wait<0>();
+  });
+  test_mistake("without a fence after it", 9, 1, [&] {
+    store_shared(kBegin + 4 * threadIdx.x, 0u);
+    __syncthreads();
+    float c[8][4];
+    multiply(c);
+    wgmma_wait<0>();
+  });
+  test_mistake("changed before it had been waited for", 6, 1, [&] {
+    float c[8][4];
+    unsigned a[4] = {};
+    wgmma_fence();
+    multiply_fragment<64>(c, a, wgmma_swizzled_descriptor(kBegin, 0), 0);
+    wgmma_commit();
+    asm volatile("" : "+r"(a[1])::"memory");
+    a[1] += 1;
+    asm volatile("" : "+r"(a[1])::"memory");
+    wgmma_wait<0>();
+  });
+}
+
+}  // namespace
+
+int main() {
+  test_products<64>();
+  test_products<128>();
+  test_mistakes();
+  return check::result();
+}
