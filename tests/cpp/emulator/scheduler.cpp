@@ -44,7 +44,7 @@ emulator_switch:
 namespace emulator {
 namespace {
 
-constexpr size_t kStackBytes = 64 * 1024;
+constexpr size_t kStackBytes = 128 * 1024;
 constexpr uint64_t kStackEnd = 0x57ac4e0d57ac4e0d;
 constexpr int kMostCluster = 8;
 
