@@ -62,6 +62,8 @@ enum class Delay { kRandom, kNone, kLongest };
 struct Options {
   uint64_t seed = 0;
   Delay copies = Delay::kRandom, products = Delay::kRandom;
+  // Of a multiprocessor, by the kernels' launch bounds: what registers are divided among.
+  int resident_blocks = 1;
 };
 
 // Of the launches that follow.

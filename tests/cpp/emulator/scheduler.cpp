@@ -188,7 +188,7 @@ void Machine::activate(Block& block) {
 
 void Machine::start_cluster(unsigned first_block) {
   // Fewer registers are not given than threads of this many may have.
-  const int registers = std::min(65536 / grid.threads / 8 * 8, 248);
+  const int registers = std::min(65536 / (grid.threads * options.resident_blocks) / 8 * 8, 248);
   blocks.clear();
   copies.clear();
   active = nullptr;
