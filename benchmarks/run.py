@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--cases kb57,kb75] [--precisions ieee,tf32,fp16,bf16] [--layouts nchw,nhwc]
                              [--kernels auto,generic,depthwise,thin,thin_simt,tile_simt,tile_mma,tile_wgmma,
-                              col2im,implicit_gemm,pixel_gemm,scatter_gemm,phase_gemm]
+                              col2im,implicit_gemm,halo_gemm,pixel_gemm,scatter_gemm,phase_gemm]
                              [--output DIR] [--source-hash H] [--merge] [--quick]
 
 For each case, precision and layout the errors of both libraries against float64, and the check that all of the output
@@ -54,6 +54,7 @@ KERNELS = (
     "tile_wgmma",
     "col2im",
     "implicit_gemm",
+    "halo_gemm",
     "pixel_gemm",
     "scatter_gemm",
     "phase_gemm",

@@ -4,8 +4,9 @@
                                [--launches 24] [--output DIR] [--source-hash H] [--merge]
 
 For each case, precision and layout, the launches of thin, thin_simt, tile_mma, tile_wgmma, col2im, implicit_gemm,
-pixel_gemm, scatter_gemm and phase_gemm with the least estimates are checked against float64, then timed, and so is the
-chosen launch if it is of another kernel. A row holds the chosen launch, the fastest one, and the ratio of their times.
+halo_gemm, pixel_gemm, scatter_gemm and phase_gemm with the least estimates are checked against float64, then timed, and
+so is the chosen launch if it is of another kernel. A row holds the chosen launch, the fastest one, and the ratio of
+their times.
 """
 
 from __future__ import annotations

@@ -693,6 +693,13 @@ cudaError_t launch(const Plan& plan, const Problem& problem, void* workspace, cu
                  ? error
                  : kImplicitGemmPaths.of(problem)(problem, plan.implicit_gemm, workspace, stream);
     }
+    case Kernel::kHaloGemm: {
+      const cudaError_t error = launch_turn_operands(problem, plan.halo_gemm, workspace, stream);
+      if (error != cudaSuccess) return error;
+      return problem.float32_precision == Float32Precision::kTf32
+                 ? launch_halo_gemm_tf32(problem, plan.halo_gemm, workspace, stream)
+                 : launch_halo_gemm_ieee(problem, plan.halo_gemm, workspace, stream);
+    }
     case Kernel::kPixelGemm:
       return kPixelGemmPaths.of(problem)(problem, plan.pixel_gemm, stream);
     case Kernel::kScatterGemm:
@@ -708,6 +715,7 @@ std::optional<Tensor> allocate_workspace(const Plan& plan, const Tensor& like) {
                        : plan.kernel == Kernel::kTileMma      ? plan.tile_mma.workspace_bytes
                        : plan.kernel == Kernel::kTileWgmma    ? plan.tile_wgmma.workspace_bytes
                        : plan.kernel == Kernel::kImplicitGemm ? plan.implicit_gemm.workspace_bytes
+                       : plan.kernel == Kernel::kHaloGemm     ? plan.halo_gemm.workspace_bytes
                                                               : 0;
   if (bytes == 0) return std::nullopt;
   return allocate({1, {static_cast<int64_t>(bytes)}, {1}}, aoti_torch_dtype_uint8(), like);

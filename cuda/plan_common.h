@@ -138,6 +138,10 @@ using ImplicitGemmVisitor = std::function<void(const ImplicitGemmLaunch&, double
 void visit_implicit_gemm(const Problem& problem, const DeviceLimits& device,
                          const ImplicitGemmVisitor& visit);
 
+// The same of `halo_gemm`.
+const char* halo_gemm_obstacle(const Problem& problem, const DeviceLimits& device);
+void visit_halo_gemm(const Problem& problem, const DeviceLimits& device, const ImplicitGemmVisitor& visit);
+
 // The same of `pixel_gemm`.
 const char* pixel_gemm_obstacle(const Problem& problem, const DeviceLimits& device);
 using PixelGemmVisitor = std::function<void(const PixelGemmLaunch&, double)>;

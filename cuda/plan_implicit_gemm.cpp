@@ -20,6 +20,34 @@ constexpr int64_t kSector = 32;  // bytes
 constexpr int kMaxBox = 256;     // elements of a tensor copy along a side
 constexpr int kLeastStages = 3;  // where there is a choice
 
+// Whether a tensor map can have this distance between the neighbours of a dimension, which must not overlap:
+// each holds `least` elements of `size` bytes.
+bool is_pitch(int64_t size, int64_t side, int64_t stride, int64_t least) {
+  return side == 1 || (stride >= least && stride * size % kAlignment == 0 && stride * size < kMaxPitch);
+}
+
+// Whether columns lie side by side, and rows or, of halos that are `flat`, images in one piece, at distances
+// that maps have.
+bool reads_halos(const Problem& problem, bool flat) {
+  const ActivationStrides& in = problem.input_stride;
+  const int64_t size = element_size(problem.dtype);
+  const int64_t line = flat ? problem.h.input * problem.w.input : problem.w.input;
+  return is_aligned(problem.input, kAlignment) && (in.w == 1 || problem.w.input == 1) &&
+         (!flat || problem.h.input == 1 || in.h == problem.w.input) &&
+         is_pitch(size, problem.cin(), in.c, line) && (flat || is_pitch(size, problem.h.input, in.h, line)) &&
+         is_pitch(size, problem.batch, in.n, line);
+}
+
+// Whether every output sees the one input that has its place: a filter no larger than the stride.
+bool stays_in_place(const Axis& axis, const AxisPhases<int>& phases) {
+  return axis.padding == 0 && largest_shift(phases) == 0 && ceil_div(axis.output, axis.stride) == axis.input;
+}
+
+bool stays_in_place(const Problem& problem) {
+  return stays_in_place(problem.h, narrow_phases(problem.h)) &&
+         stays_in_place(problem.w, narrow_phases(problem.w));
+}
+
 struct Search {
   const Problem& problem;  // folded
   const DeviceLimits& device;
@@ -28,10 +56,8 @@ struct Search {
   const int64_t size = element_size(problem.dtype);
   const int parts = operand_parts(problem);
 
-  // Whether a tensor map can have this distance between the neighbours of a dimension, which must not
-  // overlap: each holds `least` elements.
   bool is_pitch(int64_t side, int64_t stride, int64_t least) const {
-    return side == 1 || (stride >= least && stride * size % kAlignment == 0 && stride * size < kMaxPitch);
+    return convt::is_pitch(size, side, stride, least);
   }
 
   // Whether channels (or, of blocks, columns) lie side by side and the others at distances that maps have.
@@ -56,12 +82,6 @@ struct Search {
            is_pitch(problem.cin(), w.cin, problem.cout_per_group) &&
            is_pitch(problem.w.kernel, w.kw, problem.cout_per_group) &&
            is_pitch(problem.h.kernel, w.kh, problem.cout_per_group);
-  }
-
-  // Whether every output sees the one input that has its place: a filter no larger than the stride.
-  bool stays_in_place(const Axis& axis, const AxisPhases<int>& phases) const {
-    return axis.padding == 0 && largest_shift(phases) == 0 &&
-           ceil_div(axis.output, axis.stride) == axis.input;
   }
 
   // Cycles of a launch: counts of what the kernel's loops do, with weights fitted to some 1000 timed launches
@@ -183,6 +203,51 @@ struct Search {
     return 7000 + shares + splits + boxes + turn + (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
   }
 
+  // The same of launches with halos.
+  double halo_cycles(const ImplicitGemmLaunch& t) const {
+    const ImplicitGemmConfig& sizes = t.sizes();
+    const double works = static_cast<double>(t.works()) * t.cluster();
+    const double rounds = std::ceil(works / t.grid);
+    const auto number = [](int64_t n) { return static_cast<double>(n); };
+    const double kernel = number(problem.h.kernel * problem.w.kernel);
+    // Of a piece of work.
+    const double steps = kernel * t.chunks / number(t.phases());
+    const double most_steps = number(most_taps(t.phases_h)) * t.chunks *
+                              (t.phases_together == 1 ? most_taps(t.phases_w) : number(problem.w.kernel));
+    const double phases_w = number(phases_reached(t.phases_w)) / t.phases_together;
+    const double halos = number(problem.h.kernel) / problem.h.stride * t.chunks *
+                         std::min(1.0, std::ceil(phases_w) * t.phases_together / t.phases_w.stride);
+    // Products keep tensor cores busy for most of the time; with 64 output channels shared memory is.
+    const double kept_busy = parts > 1 ? 0.8 : sizes.rows == 32 ? 0.6 : sizes.rows == 64 ? 0.78 : 0.84;
+    const double products = sizes.rows * sizes.pixels * 32.0 / 1024 * (parts > 1 ? 3 : 1) / kept_busy;
+    // A row of a copy takes two cycles, or as long as its bytes do.
+    const double row = std::max(2.0, t.halo_cols * 4.0 / 64);
+    const double halo_rows = 32.0 * t.images * (t.rows / t.halo_rows);
+    const double halo = halo_rows * row * (t.cluster_rows > 1 ? 0.75 : 1);
+    const double weights = 0.0129 * kImplicitGemmLine * parts * sizes.rows * (t.cluster_pixels > 1 ? 0.8 : 1);
+    const double copies = halos * halo + steps * weights;
+    const double all_products = steps * products;
+    const double waits = t.shares_copies() ? 1.04 : 1;
+    const double sums = std::max(all_products, copies) * waits + 0.2 * std::min(all_products, copies);
+    const double output = number(size * problem.output_elements());
+    const double bytes = number(size) * sizes.rows * sizes.pixels * t.phases_together;
+    const bool pairs = t.store_elements >= 2 && fold_w * t.phases_together >= 2;
+    const bool side_by_side = problem.w.stride == t.phases_together;
+    double store = pairs ? 0.05 : side_by_side ? 0.055 : 0.14;
+    if (!side_by_side && output >= 32e6) store = 0.25;
+    const double stores = 1300 + store * bytes;
+    // A second block multiplies while this one stores.
+    const double work = sizes.single ? std::max(sums, stores) + 0.25 * std::min(sums, stores) : sums + stores;
+    const double resident = sizes.single ? 2 : 1;
+    const double late = rounds < 4 ? (most_steps - steps) * products : 0;
+    const double all = rounds * resident * work + late;
+    const double input = number(size * problem.batch * problem.h.input * problem.w.input * problem.cin());
+    const double weight = number(size * problem.cin() * problem.cout_per_group) * kernel;
+    const double turn = t.turns_weight ? 2500 + 0.0015 * (1 + parts) / 2 * weight : 0;
+    const double memory = 0.00057 * (input + output);
+    return 7000 + (t.shares_copies() ? 1100 + 400 * rounds : 0) + turn + std::max(all, memory);
+  }
+
   // launch.works(), which may be more than a number has.
   double works_of(const ImplicitGemmLaunch& launch) const {
     return static_cast<double>(launch.cout_groups()) * static_cast<double>(launch.pixel_groups()) *
@@ -191,9 +256,29 @@ struct Search {
 
   // Sets as many stages as there is room for; false if too few.
   bool set_stages(ImplicitGemmLaunch& launch) const {
-    for (launch.stages = kImplicitGemmMaxStages; launch.stages >= 2; --launch.stages) {
+    // Each block takes some of its multiprocessor's for itself.
+    const int64_t reserved = device.shared_bytes_per_sm - device.shared_bytes_per_block;
+    const int64_t room =
+        launch.sizes().single ? device.shared_bytes_per_sm / 2 - reserved : device.shared_bytes_per_block;
+    const auto fits = [&] {
       launch.shared_bytes = implicit_gemm_shared(launch).bytes;
-      if (launch.shared_bytes <= static_cast<size_t>(device.shared_bytes_per_block)) return true;
+      return launch.shared_bytes <= static_cast<size_t>(room);
+    };
+    if (launch.halos) {
+      // Of both in turns.
+      launch.stages = launch.halo_stages = 2;
+      if (!fits()) return false;
+      for (int most = 3; most <= kImplicitGemmMaxStages; ++most) {
+        for (int* stages : {&launch.halo_stages, &launch.stages}) {
+          if (*stages + 1 < most) continue;
+          ++*stages;
+          if (!fits()) --*stages;
+        }
+      }
+      return fits();
+    }
+    for (launch.stages = kImplicitGemmMaxStages; launch.stages >= 2; --launch.stages) {
+      if (fits()) return true;
     }
     return false;
   }
@@ -201,7 +286,7 @@ struct Search {
   void consider(ImplicitGemmLaunch launch) const {
     const ImplicitGemmConfig& sizes = launch.sizes();
     // The sums of split operands are there twice.
-    if (parts > 1 && (sizes.columns() > 128 || sizes.alternates)) return;
+    if (parts > 1 && !launch.halos && (sizes.columns() > 128 || sizes.alternates)) return;
     const bool fits = set_stages(launch);
     if (launch.box.count > 0 && launch.stages < kLeastStages && launch.fold() <= kImplicitGemmWarpRows / 2) {
       launch.box.halves = true;
@@ -211,12 +296,16 @@ struct Search {
     }
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
     launch.cout_tiles = ceil_div(problem.cout_per_group, sizes.rows);
-    if (launch.box.count == 0) consider_splits(launch);
+    if (launch.box.count == 0 && !launch.halos) consider_splits(launch);
     for (const auto& [rows, pixels] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
       launch.cluster_rows = rows;
       launch.cluster_pixels = pixels;
       if (rows > launch.cout_tiles || pixels > launch.pixel_tiles) continue;
-      if (rows > 1 && !launch.blocks) {
+      if (rows > 1 && launch.halos) {
+        // Whole parts of what is copied.
+        if (launch.images % rows != 0 && (launch.images > 1 || launch.rows % (rows * launch.halo_rows) != 0))
+          continue;
+      } else if (rows > 1 && !launch.blocks) {
         // Parts of a tile are whole eights of lines.
         const int lines = launch.images * launch.rows * launch.cols;
         const bool divides_side =
@@ -226,10 +315,10 @@ struct Search {
         if (!divides_side || !outermost || lines / rows % 8 != 0) continue;
       }
       if (works_of(launch) >= static_cast<double>(kMaxCoordinate)) continue;
-      const int64_t resident = device.sm_count / launch.cluster();
+      const int64_t resident = device.sm_count * (sizes.single ? 2 : 1) / launch.cluster();
       if (resident == 0) continue;
       launch.grid = static_cast<int>(std::min<int64_t>(launch.works(), resident) * launch.cluster());
-      visit(launch, cycles(launch));
+      visit(launch, launch.halos ? halo_cycles(launch) : cycles(launch));
     }
   }
 
@@ -262,13 +351,20 @@ struct Search {
   }
 
   void consider_phases(ImplicitGemmLaunch launch) const {
-    const bool pairs = !problem.output_channels_last && problem.w.stride == 2 && problem.w.output > 1 &&
-                       (size == 2 || (launch.sizes().columns() == 128 && !launch.sizes().alternates));
+    const ImplicitGemmConfig& sizes = launch.sizes();
+    // Sums of float32 are there twice.
+    const bool fits = launch.halos ? sizes.fits_halos(2, parts)
+                                   : size == 2 || (sizes.columns() == 128 && !sizes.alternates);
+    const bool pairs = !problem.output_channels_last && problem.w.stride == 2 && problem.w.output > 1 && fits;
     for (const int together : {1, 2}) {
       if (together == 2 && !pairs) continue;
       launch.phases_together = together;
       launch.box = {};
       set_stores(launch);
+      if (launch.halos) {
+        consider_halo_rows(launch);
+        continue;
+      }
       consider(launch);
       if (set_box(launch)) consider(launch);
     }
@@ -370,6 +466,11 @@ struct Search {
       launch.tiles_w = launch.pixel_tiles;
       return set_weight(launch);
     }
+    consider_tiles(launch);
+  }
+
+  void consider_tiles(ImplicitGemmLaunch launch) const {
+    const int pixels = launch.sizes().pixels;
     int last = 0;
     for (int limit = pixels; limit >= 1; limit /= 2) {
       const int cols =
@@ -387,6 +488,91 @@ struct Search {
       const int power = static_cast<int>(next_power_of_two(images + 1) / 2);
       if (power < images) consider_images(launch, power);
     }
+  }
+
+  // Halos are read as they lie, from images or from long rows (convt/implicit_gemm.h).
+  void consider_halos(ImplicitGemmLaunch launch) const {
+    if (!reads_halos(problem, launch.flat) || !launch.sizes().fits_halos(1, parts)) return;
+    // Columns of products beyond the output channels cost as much as others.
+    const int rows = launch.sizes().rows;
+    if (rows > 32 && problem.cout_per_group <= rows / 2) return;
+    if (rows == 32 && problem.cout_per_group > rows) return;
+    const int64_t plane = problem.h.input * problem.w.input, pixels = launch.sizes().pixels;
+    if (static_cast<double>(problem.batch) * static_cast<double>(plane) >=
+        static_cast<double>(kMaxCoordinate))
+      return;
+    if (!launch.flat) return consider_tiles(launch);
+    // Any part of an image is a row, of as many pixels as leave room for the distance of channels.
+    const int64_t vector = kAlignment / size;
+    int64_t last = 0;
+    for (const int64_t limit : {kMaxBox - 16, 128, 64, 32, 16}) {
+      const int64_t parts_of_plane = ceil_div(plane, std::min(limit, pixels));
+      const int64_t cols = ceil_div(ceil_div(plane, parts_of_plane), vector) * vector;
+      if (cols == last) continue;
+      last = cols;
+      launch.cols = static_cast<int>(cols);
+      launch.halo_pitch = launch.cols;
+      launch.places_w = cols;
+      launch.places_h = ceil_div(plane, cols);
+      launch.tiles_w = 1;
+      launch.rows = static_cast<int>(std::min<int64_t>(launch.places_h, pixels / cols));
+      launch.tiles_h = ceil_div(launch.places_h, launch.rows);
+      consider_images(launch,
+                      static_cast<int>(std::min<int64_t>(problem.batch, pixels / (cols * launch.rows))));
+      if (launch.rows == 1) continue;
+      launch.rows = 1;
+      launch.tiles_h = launch.places_h;
+      consider_images(launch, static_cast<int>(std::min<int64_t>(problem.batch, pixels / cols)));
+    }
+  }
+
+  // Takes rows of a tile by themselves, or as parts of a long row.
+  void consider_halo_rows(ImplicitGemmLaunch launch) const {
+    if (set_halo_cols(launch)) consider(launch);
+    // Whole rows, which begin at multiples of 16 bytes and follow each other.
+    const int64_t w = problem.w.input;
+    if (launch.flat || launch.tiles_w > 1 || launch.rows == 1 || w * size % kAlignment != 0 ||
+        problem.input_stride.h != w)
+      return;
+    launch.halo_pitch = static_cast<int>(w);
+    for (launch.halo_rows = launch.rows; launch.halo_rows > 1; --launch.halo_rows) {
+      if (launch.rows % launch.halo_rows == 0 && set_halo_cols(launch)) return consider(launch);
+    }
+  }
+
+  // Sets the columns of halos: those of the taps of all phases that read the same one, from a multiple of 16
+  // bytes on; of parts of a long row, from those of the first row to those of the last. A channel's lie so
+  // far from the next one's that four of them, of eight columns each, are in different banks, or two, where
+  // that is much shorter.
+  bool set_halo_cols(ImplicitGemmLaunch& launch) const {
+    const int64_t vector = kAlignment / size;
+    int64_t most = 0;
+    for (int first = 0; first < problem.w.stride; first += launch.phases_together) {
+      bool reads = false;
+      int64_t begin = 0, end = 0;
+      for (int phase = first; phase < std::min<int64_t>(first + launch.phases_together, problem.w.stride);
+           ++phase) {
+        const int64_t at = phase + problem.w.padding;
+        const Phase<int> taps = phase_of(launch.phases_w, static_cast<int>(at % problem.w.stride));
+        if (taps.taps == 0) continue;
+        const int64_t last = at / problem.w.stride - taps.first_shift;
+        const int64_t least = last - int64_t{taps.taps - 1} * launch.phases_w.shift_step;
+        begin = reads ? std::min(begin, least) : least;
+        end = reads ? std::max(end, last) : last;
+        reads = true;
+      }
+      const int64_t before = launch.cols % vector != 0 ? vector - 1 : (begin % vector + vector) % vector;
+      most = std::max(most, before + launch.cols + end - begin);
+    }
+    const int64_t needed =
+        ceil_div(most + int64_t{launch.halo_rows - 1} * launch.halo_pitch, vector) * vector;
+    int64_t cols = needed;
+    while (cols % 16 != 8) cols += vector;
+    if (cols > needed * 5 / 4) {
+      for (cols = needed; cols % 8 != 4;) cols += vector;
+    }
+    launch.halo_cols = static_cast<int>(cols);
+    return cols <= kMaxBox;
   }
 
   void consider_images(ImplicitGemmLaunch launch, int images) const {
@@ -435,7 +621,8 @@ struct Search {
     consider_phases(launch);
   }
 
-  void run() {
+  // What all launches have in common.
+  ImplicitGemmLaunch first_launch() const {
     ImplicitGemmLaunch launch;
     launch.element_size = static_cast<int>(size);
     launch.parts = parts;
@@ -447,8 +634,12 @@ struct Search {
     launch.places_h = ceil_div(problem.h.output, problem.h.stride);
     launch.places_w = ceil_div(problem.w.output, problem.w.stride);
     launch.chunks = static_cast<int>(ceil_div(problem.cin_per_group, launch.chunk()));
-    const bool may_be_flat =
-        stays_in_place(problem.h, launch.phases_h) && stays_in_place(problem.w, launch.phases_w);
+    return launch;
+  }
+
+  void run() const {
+    ImplicitGemmLaunch launch = first_launch();
+    const bool may_be_flat = stays_in_place(problem);
     for (int config = 0; config < kImplicitGemmConfigCount; ++config) {
       launch.config = config;
       for (const bool flat : {false, true}) {
@@ -457,6 +648,18 @@ struct Search {
         consider_lines(launch);
         // Of flat blocks, rows have one dimension less, which is faster.
         if (flat || !may_be_flat) consider_blocks(launch);
+      }
+    }
+  }
+
+  void run_halos() const {
+    ImplicitGemmLaunch launch = first_launch();
+    launch.halos = true;
+    for (int config = 0; config < kHaloGemmConfigCount; ++config) {
+      launch.config = config;
+      for (const bool flat : {false, true}) {
+        launch.flat = flat;
+        if (!flat || stays_in_place(problem)) consider_halos(launch);
       }
     }
   }
@@ -479,16 +682,43 @@ const char* implicit_gemm_obstacle(const Problem& p, const DeviceLimits& device)
   return nullptr;
 }
 
-void visit_implicit_gemm(const Problem& problem, const DeviceLimits& device,
-                         const ImplicitGemmVisitor& visit) {
+const char* halo_gemm_obstacle(const Problem& p, const DeviceLimits& device) {
+  const char* const obstacle = implicit_gemm_obstacle(p, device);
+  if (obstacle != nullptr) return obstacle;
+  if (p.dtype != DType::kFloat32) return "it computes in float32";
+  if (p.output_channels_last) return "it takes NCHW";
+  const bool reads_rows = reads_halos(p, false), reads_images = stays_in_place(p) && reads_halos(p, true);
+  if (!reads_rows && !reads_images)
+    return "it reads rows, or images of unshifted taps, at multiples of 16 bytes";
+  return nullptr;
+}
+
+namespace {
+
+// Calls search(Search) for each way to fold the problem.
+template <typename SearchFolded>
+void search_folds(const Problem& problem, const DeviceLimits& device, const ImplicitGemmVisitor& visit,
+                  const SearchFolded& search) {
   for (const int fold_h : folds(problem, problem.h)) {
     for (const int fold_w : folds(problem, problem.w)) {
       // Stores take 4 bytes of a row at least.
       if (fold_h > 1 && fold_w * element_size(problem.dtype) < 4) continue;
       if (problem.cout() * fold_h * fold_w >= kMaxCoordinate) continue;
-      Search{folded(problem, fold_h, fold_w), device, visit, fold_h, fold_w}.run();
+      const Problem smaller = folded(problem, fold_h, fold_w);
+      search(Search{smaller, device, visit, fold_h, fold_w});
     }
   }
+}
+
+}  // namespace
+
+void visit_implicit_gemm(const Problem& problem, const DeviceLimits& device,
+                         const ImplicitGemmVisitor& visit) {
+  search_folds(problem, device, visit, [](const Search& search) { search.run(); });
+}
+
+void visit_halo_gemm(const Problem& problem, const DeviceLimits& device, const ImplicitGemmVisitor& visit) {
+  search_folds(problem, device, visit, [](const Search& search) { search.run_halos(); });
 }
 
 }  // namespace convt

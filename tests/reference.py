@@ -28,6 +28,7 @@ KERNEL_DTYPES = {
     "tile_wgmma": (torch.float16, torch.bfloat16, torch.float32),
     "col2im": (torch.float16, torch.bfloat16),
     "implicit_gemm": (torch.float16, torch.bfloat16, torch.float32),
+    "halo_gemm": (torch.float32,),
     "pixel_gemm": (torch.float16, torch.bfloat16, torch.float32),
     "scatter_gemm": (torch.float16, torch.bfloat16, torch.float32),
     "phase_gemm": (torch.float16, torch.bfloat16, torch.float32),
@@ -42,6 +43,8 @@ ONE_PIXEL_KERNELS = ("pixel_gemm",)
 # Kernels of tensor cores that take filters no longer than the stride alone, of contiguous images whose width is a
 # multiple of four.
 DISJOINT_KERNELS = ("scatter_gemm",)
+# Kernels of tensor cores that take float32 in NCHW alone, of widths that are a multiple of four.
+WHOLE_FOURS_KERNELS = ("halo_gemm",)
 # Kernels of the FMA units that take a few filters alone, of contiguous images whose width is a multiple of four: side
 # and stride of each along both axes, and the output channels that a group may have.
 LISTED_FILTERS = {
@@ -77,7 +80,7 @@ def takes_precision(kernel: str, precision: str) -> bool:
 
 def skip_without_code_for(kernel: str) -> None:
     """Skips the running test where the GPU, or the build, has no code for the kernel."""
-    if kernel not in ("tile_wgmma", "col2im", "implicit_gemm"):
+    if kernel not in ("tile_wgmma", "col2im", "implicit_gemm", "halo_gemm"):
         return
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip(f"{kernel} needs compute capability 9.0")
@@ -331,6 +334,8 @@ def suited(geometry: Geometry, kernel: str | None) -> Geometry:
         spans = [geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1 for axis in (0, 1)]
         stride = max(geometry.stride[0], spans[0]), max(geometry.stride[1], spans[1])
         return replace(geometry, input=(*geometry.input[:-1], columns), stride=stride)
+    if kernel in WHOLE_FOURS_KERNELS:
+        return replace(geometry, input=(*geometry.input[:-1], (geometry.input[-1] + 3) // 4 * 4))
     if kernel in LISTED_FILTERS:
         listed = LISTED_FILTERS[kernel]
         side, stride = geometry.kernel[0], geometry.stride[0]

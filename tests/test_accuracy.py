@@ -145,6 +145,15 @@ def test_float32_on_tensor_cores(geometry: Geometry, distribution: str, precisio
         check_float32(geometry, distribution, target)
 
 
+@geometries
+@distributions
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@on_kernel("halo_gemm")
+def test_float32_of_halos(geometry: Geometry, distribution: str, precision: str, target: Target) -> None:
+    with tf32_allowed(precision == "tf32"):
+        check_float32(geometry, distribution, target)
+
+
 @pytest.mark.parametrize("geometry", LISTED, ids=lambda geometry: geometry.name)
 @distributions
 @on_kernel("thin_simt")

@@ -26,6 +26,7 @@ EMULATED: dict[str, tuple[str, ...]] = {
     "test_emulator": (),
     "test_emulated_implicit_gemm": (
         *(f"cuda/implicit_gemm_{dtype}.cu" for dtype in ("fp16", "bf16", "tf32", "ieee")),
+        *(f"cuda/halo_gemm_{precision}.cu" for precision in ("tf32", "ieee")),
         "cuda/turn_operands.cu",
         *PLAN,
     ),

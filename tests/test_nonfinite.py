@@ -16,6 +16,7 @@ from reference import (
     TENSOR_CORE_KERNELS,
     TENSOR_CORE_PRECISIONS,
     TENSOR_CORE_TARGETS,
+    WHOLE_FOURS_KERNELS,
     Geometry,
     Target,
     launches,
@@ -23,6 +24,7 @@ from reference import (
     on_tensor_cores,
     poison,
     reference,
+    suited,
     tf32_allowed,
     tolerance,
 )
@@ -32,7 +34,9 @@ import convt_ext
 
 INF, NAN = float("inf"), float("nan")
 # Kernels that multiply the zeros beyond the input's edge by weights: an infinite weight gives NaN there.
-MULTIPLIES_PADDING = ("thin_simt", "tile_simt", "tile_mma", "tile_wgmma", "implicit_gemm", "phase_gemm")
+MULTIPLIES_PADDING = ("thin_simt", "tile_simt", "tile_mma", "tile_wgmma", "implicit_gemm", "halo_gemm", "phase_gemm")
+# Kernels of tensor cores, which may add up parts of an infinite sum of float32 that have no sum.
+SPLITS_SUMS = (*TENSOR_CORE_KERNELS, *ONE_PIXEL_KERNELS, *DISJOINT_KERNELS, *WHOLE_FOURS_KERNELS)
 
 GEOMETRIES = (
     Geometry("stride_1", (2, 5, 6, 7), 4, (3, 3), padding=(1, 1)),
@@ -86,12 +90,11 @@ def assert_placement(out: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geomet
     clean = [None if t is None else t.nan_to_num(0.0, 0.0, 0.0) for t in (x, w, b)]
     _, magnitude = reference(*clean, **geometry.arguments)
     got, finite = out.double().cpu(), torch.isfinite(expected)
-    # What the reference has non-finite is non-finite, and of the same kind; but NaN for an infinite sum of float32 on
-    # tensor cores, which may add up parts of it that have no sum.
+    # What the reference has non-finite is non-finite, and of the same kind, but for what SPLITS_SUMS says.
     assert torch.isnan(got[torch.isnan(expected)]).all()
     infinite = torch.isinf(expected)
     same = got[infinite] == expected[infinite]
-    if kernel in (*TENSOR_CORE_KERNELS, *ONE_PIXEL_KERNELS, *DISJOINT_KERNELS) and out.dtype == torch.float32:
+    if kernel in SPLITS_SUMS and out.dtype == torch.float32:
         same |= torch.isnan(got[infinite])
     assert same.all()
     allowed = torch.zeros_like(finite)
@@ -291,6 +294,18 @@ def test_in_listed_filters(geometry: Geometry, precision: str, target: Target) -
             check_weight(geometry, "contiguous", value, target, torch.float32)
 
 
+@geometries
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@on_kernel("halo_gemm")
+def test_in_halos(geometry: Geometry, precision: str, target: Target) -> None:
+    """In the input, and in the weight: rows that are copied with what lies between them are neighbours of others."""
+    geometry = suited(geometry, target.kernel)
+    with tf32_allowed(precision == "tf32"):
+        for value in (INF, -INF, NAN):
+            check_input(geometry, "contiguous", value, target, torch.float32)
+            check_weight(geometry, "contiguous", value, target, torch.float32)
+
+
 every_nan = pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)
 
 
@@ -321,6 +336,13 @@ def test_every_nan_is_one_on_tensor_cores(bits: int, precision: str, target: Tar
 @on_kernel("thin_simt")
 def test_every_nan_is_one_in_listed_filters(bits: int, target: Target) -> None:
     check_nan(bits, "ieee", target, LISTED[0])
+
+
+@every_nan
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@on_kernel("halo_gemm")
+def test_every_nan_is_one_in_halos(bits: int, precision: str, target: Target) -> None:
+    check_nan(bits, precision, target, suited(GEOMETRIES[1], target.kernel))
 
 
 # Outputs without a tap see neither operand; those of other images, channels or taps not what is not theirs.

@@ -18,11 +18,21 @@ namespace convt {
 struct ImplicitGemmConfig {
   int rows, pixels;
   bool alternates;
+  // Of halo_gemm, whose warpgroups divide the pixels always. A single one leaves room for a second thread
+  // block, which multiplies while this one stores.
+  bool single = false;
 
+  constexpr int groups() const { return single ? 1 : 2; }
   // Of a warpgroup.
-  constexpr int columns() const { return alternates || rows == 128 ? pixels : pixels / 2; }
+  constexpr int columns() const { return alternates || single || rows == 128 ? pixels : pixels / 2; }
   // Warpgroups between which a tile's pixels are divided.
   constexpr int shares() const { return pixels / columns(); }
+  // Of halo_gemm, whether a warpgroup has registers for the sums of a tile: of `phases`, or for those of
+  // split operands, which are there twice more.
+  constexpr bool fits_halos(int phases, int parts) const {
+    const int sums = rows * pixels / groups();
+    return parts > 1 ? sums <= 64 * 64 : sums * phases <= 128 * 128;
+  }
 };
 
 // The configurations compiled. The plan refers to them by index.
@@ -30,6 +40,12 @@ inline constexpr ImplicitGemmConfig kImplicitGemmConfigs[] = {
     {128, 256, false}, {128, 128, false}, {64, 256, false}, {128, 128, true}, {64, 256, true}};
 inline constexpr int kImplicitGemmConfigCount =
     static_cast<int>(sizeof(kImplicitGemmConfigs) / sizeof(kImplicitGemmConfigs[0]));
+// Those of halo_gemm.
+inline constexpr ImplicitGemmConfig kHaloGemmConfigs[] = {
+    {128, 256, false},      {128, 128, false},      {64, 256, false},     {128, 64, false, true},
+    {64, 128, false, true}, {32, 128, false, true}, {64, 64, false, true}};
+inline constexpr int kHaloGemmConfigCount =
+    static_cast<int>(sizeof(kHaloGemmConfigs) / sizeof(kHaloGemmConfigs[0]));
 
 inline constexpr int kImplicitGemmGroups = 2;  // warpgroups that multiply
 inline constexpr int kImplicitGemmLine = 128;  // bytes
@@ -38,6 +54,8 @@ inline constexpr int kImplicitGemmMaxStages = 8;
 inline constexpr int kImplicitGemmColumnStep = 16;  // of the columns of a product
 inline constexpr int kImplicitGemmMaxSplits = 8;    // blocks of a cluster
 inline constexpr int kImplicitGemmWarpRows = 16;    // of a product
+inline constexpr int kHaloGemmWorks = 2;            // pieces of work that halo_gemm prepares
+inline constexpr size_t kHaloGemmWorkBytes = 56;    // of each, besides places and biases
 
 // Outputs are numbered by places and phases along each axis: output o is phase o mod stride of place o div
 // stride, and has the same taps as the same phase of any other place. A piece of work is some output channels
@@ -92,6 +110,14 @@ struct ImplicitGemmLaunch {
   // output channels (of float32, its channels); of split operands both, the second parts of all after the
   // first.
   bool turns_input = false, turns_weight = false;
+  // Of halo_gemm, which copies halos of the input as they lie (convt/device/halo_gemm.cuh): `halo_cols`
+  // columns, of which products take those of all taps of a row of the filter.
+  bool halos = false;
+  int halo_cols = 0, halo_stages = 0;
+  // Where not zero, an image's rows are copied as parts of one long row, this many columns from one row of a
+  // tile to the next: those of the image, or of a flat tile. A copy then brings `halo_rows` of them in one
+  // piece, and products take zeros for what lies beside the image.
+  int halo_pitch = 0, halo_rows = 1;
   int64_t padded_cin = 0, padded_cout = 0;  // multiples of 16 bytes
   size_t weight_offset = 0, workspace_bytes = 0;
   int store_elements = 1;  // of one instruction, at most 16 bytes
@@ -99,7 +125,9 @@ struct ImplicitGemmLaunch {
   size_t shared_bytes = 0, shared_limit = 0;
   int grid = 1;
 
-  const ImplicitGemmConfig& sizes() const { return kImplicitGemmConfigs[config]; }
+  const ImplicitGemmConfig& sizes() const {
+    return halos ? kHaloGemmConfigs[config] : kImplicitGemmConfigs[config];
+  }
   // Of a warpgroup's products: the least that hold its share of a tile of lines; of blocks, all. And the
   // lines of a stage.
   int columns() const {
@@ -107,8 +135,11 @@ struct ImplicitGemmLaunch {
     const int step = kImplicitGemmColumnStep * sizes().shares();
     return (images * rows * cols + step - 1) / step * kImplicitGemmColumnStep;
   }
-  int lines() const { return columns() * sizes().shares(); }
+  int lines() const { return halos ? 0 : columns() * sizes().shares(); }
   int chunk() const { return kImplicitGemmLine / element_size; }
+  size_t halo_bytes() const {
+    return size_t{1} * images * (rows / halo_rows) * halo_cols * kImplicitGemmLine;
+  }
   int fold() const { return fold_h * fold_w; }
   bool shares_copies() const { return cluster_rows * cluster_pixels > 1; }
   int cluster() const { return cluster_rows * cluster_pixels * splits; }
@@ -145,11 +176,15 @@ inline Problem folded(const Problem& problem, int fold_h, int fold_w) {
 //              of line j in place i ^ j % 8. Of 16-bit types the weight is [64 rows][chunk channel][64
 //              rows], the input [pixel][chunk channel] or, of blocks, [64 pixels][chunk channel][64 pixels].
 //              Of float32 both are [part][row or pixel][chunk channel].
+//   halos      of halo_gemm, whose stages have no input: [stages of them][image][row][chunk channel][column]
+//              or, of parts of long rows, [part][image][chunk channel][column]
 //   output     [warpgroup] lines of the output, padded; or [warpgroup][warp] boxes of it
-//   places     [warpgroup][columns] 8 bytes: where they lie in the output; 4 bytes: where in a box
-//   barriers   [stages] full, [stages] empty
+//   places     [warpgroup][columns] 8 bytes: where they lie in the output; 4 bytes: where in a box. Of
+//              halo_gemm, HaloWorks
+//   barriers   [stages] full, [stages] empty; the same of the halos
 struct ImplicitGemmShared {
   size_t weight_bytes, stage_bytes, output, output_bytes, places, barriers, bytes;  // output_bytes: of one
+  size_t halos, halo_bytes;
 };
 
 inline constexpr size_t kImplicitGemmOutputPitch = kImplicitGemmLine + 16;
@@ -183,11 +218,16 @@ inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch)
   const size_t line_bytes = static_cast<size_t>(launch.parts) * kImplicitGemmLine;
   s.weight_bytes = sizes.rows * line_bytes;
   s.stage_bytes = s.weight_bytes + launch.lines() * line_bytes;
-  s.output = launch.stages * s.stage_bytes;
+  s.halos = launch.stages * s.stage_bytes;
+  s.halo_bytes = launch.halo_bytes();
+  s.output = (s.halos + launch.halo_stages * s.halo_bytes + 1023) / 1024 * 1024;
   s.output_bytes = std::max(kImplicitGemmOutputBytes, 4 * implicit_gemm_box_bytes(launch));
-  s.places = s.output + kImplicitGemmGroups * s.output_bytes;
-  s.barriers = s.places + size_t{8} * kImplicitGemmGroups * sizes.columns();
-  s.bytes = s.barriers + size_t{16} * launch.stages;
+  s.places = s.output + sizes.groups() * s.output_bytes;
+  const size_t halo_works =
+      kHaloGemmWorks * (kHaloGemmWorkBytes + size_t{8} * sizes.pixels + size_t{4} * sizes.rows);
+  s.barriers = s.places + (launch.halos ? halo_works : size_t{8} * kImplicitGemmGroups * sizes.columns());
+  const int rings = launch.stages + (launch.halos ? launch.halo_stages + kHaloGemmWorks : 0);
+  s.bytes = s.barriers + size_t{16} * rings;
   return s;
 }
 

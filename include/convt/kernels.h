@@ -75,7 +75,8 @@ cudaError_t launch_pixel_gemm_tf32(const Problem& problem, const PixelGemmLaunch
 cudaError_t launch_pixel_gemm_ieee(const Problem& problem, const PixelGemmLaunch& launch,
                                    cudaStream_t stream);
 
-// Lays out in `workspace` what launch.turns_input and turns_weight say; before launch_implicit_gemm_*.
+// Lays out in `workspace` what launch.turns_input and turns_weight say; before launch_implicit_gemm_*
+// and launch_halo_gemm_*.
 cudaError_t launch_turn_operands(const Problem& problem, const ImplicitGemmLaunch& launch, void* workspace,
                                  cudaStream_t stream);
 
@@ -88,6 +89,12 @@ cudaError_t launch_implicit_gemm_tf32(const Problem& problem, const ImplicitGemm
                                       const void* workspace, cudaStream_t stream);
 cudaError_t launch_implicit_gemm_ieee(const Problem& problem, const ImplicitGemmLaunch& launch,
                                       const void* workspace, cudaStream_t stream);
+
+// The same of `halo_gemm`, float32 alone.
+cudaError_t launch_halo_gemm_tf32(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                  const void* workspace, cudaStream_t stream);
+cudaError_t launch_halo_gemm_ieee(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                  const void* workspace, cudaStream_t stream);
 
 // Writes launch.packed_bytes to `workspace`, and clears the word of a launch that repairs; before
 // launch_tile_mma_*.

@@ -39,6 +39,7 @@ enum class Kernel {
   kTileWgmma,
   kCol2im,
   kImplicitGemm,
+  kHaloGemm,
   kPixelGemm,
   kScatterGemm,
   kPhaseGemm,
@@ -56,15 +57,16 @@ struct Plan {
   TileWgmmaLaunch tile_wgmma;        // when kernel is kTileWgmma
   Col2imLaunch col2im;               // when kernel is kCol2im
   ImplicitGemmLaunch implicit_gemm;  // when kernel is kImplicitGemm
+  ImplicitGemmLaunch halo_gemm;      // when kernel is kHaloGemm
   PixelGemmLaunch pixel_gemm;        // when kernel is kPixelGemm
   ScatterLaunch scatter_gemm;        // when kernel is kScatterGemm
   PhaseGemmLaunch phase_gemm;        // when kernel is kPhaseGemm
 };
 
 // Chooses the kernel and its configuration. `forced` is the name of a kernel, or null or empty for the best;
-// thin:3, tile_mma:3, tile_wgmma:3, col2im:3, implicit_gemm:3, pixel_gemm:3, scatter_gemm:3 and phase_gemm:3
-// are the launches with the fourth least estimate, for sweeps. Throws std::invalid_argument when the forced
-// kernel or launch does not exist or cannot compute the problem.
+// thin:3, tile_mma:3, tile_wgmma:3, col2im:3, implicit_gemm:3, halo_gemm:3, pixel_gemm:3, scatter_gemm:3 and
+// phase_gemm:3 are the launches with the fourth least estimate, for sweeps. Throws std::invalid_argument when
+// the forced kernel or launch does not exist or cannot compute the problem.
 Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* forced);
 
 // One line: the kernel's name, then what was chosen as key=value.

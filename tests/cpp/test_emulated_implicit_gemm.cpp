@@ -85,6 +85,24 @@ std::vector<Case> make_cases() {
       {"one_dimension", 3, 1, 40, 50, axis(1, 1, 1), axis(37, 4, 2, 1)},
       square("one_pixel", 9, 1, 96, 30, axis(1, 4, 1)),
       square("deep", 1, 1, 300, 40, axis(4, 3, 2, 1, 1)),
+      // Rows of whole pieces of 16 bytes, whose halos are read as they lie: rows by themselves and together,
+      // taps of two phases, of distances of several columns, of none; columns beside the image on one side or
+      // both, or cropped; several tiles along each axis.
+      {"halos_same", 2, 1, 40, 70, axis(10, 3, 1, 1), axis(12, 3, 1, 1)},
+      {"halos_wide", 1, 1, 33, 30, axis(3, 3, 1, 2), axis(300, 7, 1, 3)},
+      {"halos_full", 2, 1, 40, 40, axis(5, 3, 1, 0), axis(20, 5, 1, 0)},
+      {"halos_cropped", 1, 1, 40, 40, axis(9, 3, 1, 3), axis(24, 3, 1, 4)},
+      {"halos_k5s2", 3, 1, 40, 130, axis(6, 5, 2, 2, 1), axis(16, 5, 2, 2, 1)},
+      {"halos_k3s2", 1, 1, 72, 50, axis(9, 3, 2, 0), axis(32, 3, 2, 0)},
+      {"halos_k4s2", 2, 1, 64, 64, axis(16, 4, 2, 1), axis(16, 4, 2, 1)},
+      {"halos_k3s3", 2, 1, 40, 20, axis(5, 5, 3, 1, 2), axis(16, 5, 3, 2)},
+      {"halos_k1s2", 2, 1, 40, 20, axis(5, 1, 2), axis(12, 1, 2)},
+      {"halos_dilated", 1, 1, 40, 30, axis(8, 3, 1, 2, 0, 2), axis(16, 3, 1, 0, 0, 5)},
+      {"halos_dilated_s2", 2, 1, 40, 30, axis(7, 3, 2, 2, 1, 3), axis(12, 4, 2, 1, 0, 3)},
+      {"halos_row", 5, 1, 40, 50, axis(1, 1, 1), axis(100, 4, 2, 1)},
+      {"halos_k1x8s8", 5, 1, 40, 24, axis(1, 1, 1), axis(92, 8, 8)},
+      {"halos_groups", 2, 3, 24, 20, axis(6, 4, 2, 1), axis(8, 4, 2, 1)},
+      {"halos_planes", 9, 1, 40, 36, axis(14, 2, 2), axis(14, 2, 2)},
       // Groups, channels that fill no line, batches.
       square("groups", 2, 3, 20, 24, odd3),
       square("groups_of_16", 2, 2, 16, 16, axis(6, 4, 2, 1)),
@@ -117,6 +135,10 @@ std::vector<Case> make_cases() {
   with("dcgan_leaky", "dcgan", [&](Case& c) { c.activation = leaky; });
   with("unet_gelu", "unet", [&](Case& c) { c.activation = gelu; });
   with("unet_nhwc_leaky", "unet_nhwc", [&](Case& c) { c.activation = leaky; });
+  with("halos_leaky", "halos_k4s2", [&](Case& c) { c.activation = leaky; });
+  with("halos_folded_gelu", "halos_planes", [&](Case& c) { c.activation = gelu; });
+  with("halos_misplaced", "halos_k4s2", [](Case& c) { c.output_offset = 2; });
+  with("halos_output_odd", "halos_planes", [](Case& c) { c.output_offset = 1; });
   with("unet_no_bias", "unet", [](Case& c) { c.bias = false; });
   with("dcgan_misplaced", "dcgan", [](Case& c) { c.input_offset = 1, c.output_offset = 1; });
   with("unet_misplaced", "unet", [](Case& c) { c.input_offset = 3, c.output_offset = 2; });
@@ -124,18 +146,22 @@ std::vector<Case> make_cases() {
   return cases;
 }
 
+using Launcher = cudaError_t (*)(const Problem&, const ImplicitGemmLaunch&, const void*, cudaStream_t);
+
 struct Precision {
   const char *name, *code;  // which others share
   DType dtype;
   convt::Float32Precision of_float32;
   double eps;  // of the output's rounding
-  cudaError_t (*launch)(const Problem&, const ImplicitGemmLaunch&, const void*, cudaStream_t);
+  Launcher launch, launch_halos = nullptr;
 };
 
 constexpr auto kTf32 = convt::Float32Precision::kTf32, kIeee = convt::Float32Precision::kIeee;
 const Precision kPrecisions[] = {
-    {"tf32", "tf32", DType::kFloat32, kTf32, 0x1p-23, convt::launch_implicit_gemm_tf32},
-    {"ieee", "ieee", DType::kFloat32, kIeee, 0x1p-23, convt::launch_implicit_gemm_ieee},
+    {"tf32", "tf32", DType::kFloat32, kTf32, 0x1p-23, convt::launch_implicit_gemm_tf32,
+     convt::launch_halo_gemm_tf32},
+    {"ieee", "ieee", DType::kFloat32, kIeee, 0x1p-23, convt::launch_implicit_gemm_ieee,
+     convt::launch_halo_gemm_ieee},
     {"fp16", "16 bits", DType::kFloat16, kIeee, 0x1p-10, convt::launch_implicit_gemm_fp16},
     {"bf16", "16 bits", DType::kBFloat16, kIeee, 0x1p-7, convt::launch_implicit_gemm_bf16},
 };
@@ -347,17 +373,18 @@ struct Candidate {
 // What tells kinds of launches apart: other code, or another way through it.
 std::string kind_of(const ImplicitGemmLaunch& t) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%d f%d b%d fold%dx%d t%d c%dx%d s%d box%d%d%d n%d i%dw%d r%d", t.config,
-                t.flat, t.blocks, t.fold_h, t.fold_w, t.phases_together, t.cluster_rows, t.cluster_pixels,
-                t.splits, t.box.count, t.box.halves, t.box.whole_rows, t.columns() < t.sizes().columns(),
-                t.turns_input, t.turns_weight, t.works() * t.cluster() > t.grid);
+  std::snprintf(text, sizeof(text), "%d f%d b%d fold%dx%d t%d c%dx%d s%d box%d%d%d n%d i%dw%d r%d h%d%d%d",
+                t.config, t.flat, t.blocks, t.fold_h, t.fold_w, t.phases_together, t.cluster_rows,
+                t.cluster_pixels, t.splits, t.box.count, t.box.halves, t.box.whole_rows,
+                t.columns() < t.sizes().columns(), t.turns_input, t.turns_weight,
+                t.works() * t.cluster() > t.grid, t.halos, t.halo_pitch > 0, t.halo_rows > 1);
   return text;
 }
 
 std::string describe(const ImplicitGemmLaunch& launch) {
   convt::Plan plan;
-  plan.kernel = convt::Kernel::kImplicitGemm;
-  plan.implicit_gemm = launch;
+  plan.kernel = launch.halos ? convt::Kernel::kHaloGemm : convt::Kernel::kImplicitGemm;
+  (launch.halos ? plan.halo_gemm : plan.implicit_gemm) = launch;
   return convt::describe(plan);
 }
 
@@ -379,9 +406,11 @@ std::vector<Candidate> candidates(const Problem& problem, const std::string& nam
     device.shared_bytes_per_sm = emulator::kSharedBytes + 1024;
     device.has_wgmma = true;
     if (convt::implicit_gemm_obstacle(problem, device) != nullptr) continue;
-    convt::visit_implicit_gemm(problem, device, [&](const ImplicitGemmLaunch& launch, double) {
+    const auto add = [&](const ImplicitGemmLaunch& launch, double) {
       by_kind[kind_of(launch)].push_back(launch);
-    });
+    };
+    convt::visit_implicit_gemm(problem, device, add);
+    if (convt::halo_gemm_obstacle(problem, device) == nullptr) convt::visit_halo_gemm(problem, device, add);
   }
   std::vector<Candidate> chosen;
   for (const auto& [kind, launches] : by_kind) {
@@ -414,9 +443,12 @@ void run(const Case& c, const Precision& precision, const Operands& operands, co
   const std::string context = std::string(c.name) + " " + precision.name + " schedule " +
                               std::to_string(schedule) + "\n    " + candidate.plan;
   emulator::set_context(context);
-  emulator::set_options(emulator::options_of(schedule));
+  emulator::Options options = emulator::options_of(schedule);
+  options.resident_blocks = candidate.launch.sizes().single ? 2 : 1;
+  emulator::set_options(options);
   cudaError_t error = convt::launch_turn_operands(problem, candidate.launch, workspace.begin(), nullptr);
-  if (error == cudaSuccess) error = precision.launch(problem, candidate.launch, workspace.begin(), nullptr);
+  const Launcher launch = candidate.launch.halos ? precision.launch_halos : precision.launch;
+  if (error == cudaSuccess) error = launch(problem, candidate.launch, workspace.begin(), nullptr);
   std::string wrong = emulator::take_failure();
   if (wrong.empty() && error != cudaSuccess) wrong = "the launch returns error " + std::to_string(error);
   if (wrong.empty()) wrong = operands.compare(output.begin() + kMargin);

@@ -473,6 +473,55 @@ void check_col2im(const Problem& p, const convt::Col2imLaunch& launch, const Dev
   CHECK(launch.window_w == p.w.input || launch.align_w % pixels == 0, context);
 }
 
+// Halos hold what taps read, begin where copies may, and are divided among blocks in whole copies.
+void check_halos(const Problem& p, const convt::ImplicitGemmLaunch& launch, const DeviceLimits& device,
+                 const std::string& context) {
+  const convt::ImplicitGemmConfig& sizes = launch.sizes();
+  const convt::ActivationStrides& in = p.input_stride;
+  const int64_t w = p.w.input, vector = 16 / launch.element_size;
+  CHECK(launch.element_size == 4 && !p.output_channels_last, context);
+  CHECK(!sizes.alternates && !launch.blocks && !launch.turns_input && launch.turns_weight, context);
+  CHECK(launch.box.count == 0 && launch.splits == 1 && launch.halo_stages >= 2, context);
+  // Two thread blocks are on a multiprocessor at a time, each with some shared memory of its own.
+  const int64_t reserved = device.shared_bytes_per_sm - device.shared_bytes_per_block;
+  CHECK(!sizes.single ||
+            2 * (static_cast<int64_t>(launch.shared_bytes) + reserved) <= device.shared_bytes_per_sm,
+        context);
+  CHECK(sizes.fits_halos(launch.phases_together, launch.parts), context);
+  CHECK(launch.images * launch.rows * launch.cols <= sizes.pixels, context);
+  // What is copied at once.
+  CHECK(launch.halo_cols % vector == 0 && launch.halo_cols <= 256, context);
+  CHECK(launch.halo_rows >= 1 && launch.rows % launch.halo_rows == 0, context);
+  CHECK(launch.cluster_rows == 1 || launch.images % 2 == 0 ||
+            (launch.images == 1 && launch.rows / launch.halo_rows % 2 == 0),
+        context);
+  CHECK(launch.halo_rows == 1 || launch.halo_pitch > 0, context);
+  if (launch.halo_pitch > 0) {
+    CHECK(p.h.input == 1 || in.h == w, context);
+    CHECK(launch.halo_pitch % vector == 0 && launch.tiles_w == 1, context);
+    CHECK(launch.halo_pitch == (launch.flat ? launch.cols : w) && (!launch.flat || launch.halo_rows == 1),
+          context);
+  }
+  for (int first = 0; first < p.w.stride; first += launch.phases_together) {
+    for (const int64_t place : {int64_t{0}, (launch.tiles_w - 1) * launch.cols}) {
+      int64_t begin = std::numeric_limits<int64_t>::max(), end = std::numeric_limits<int64_t>::min();
+      for (int phase = first; phase < first + launch.phases_together; ++phase) {
+        for (int64_t k = 0; k < p.w.kernel; ++k) {
+          // Output place * stride + phase, and the input that this tap brings there.
+          const int64_t from = phase + p.w.padding - k * p.w.dilation;
+          if ((from % p.w.stride + p.w.stride) % p.w.stride != 0) continue;
+          const int64_t at = place + (from - (from % p.w.stride + p.w.stride) % p.w.stride) / p.w.stride;
+          begin = std::min(begin, at);
+          end = std::max(end, at + launch.cols);
+        }
+      }
+      if (end < begin) continue;
+      begin -= (begin % vector + vector) % vector;
+      CHECK(end + int64_t{launch.halo_rows - 1} * launch.halo_pitch - begin <= launch.halo_cols, context);
+    }
+  }
+}
+
 void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& launch,
                          const DeviceLimits& device, const std::string& context) {
   // Folded phases are as many in every row of a product, and leave nothing over.
@@ -493,17 +542,24 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
   CHECK(device.has_wgmma && size == convt::element_size(p.dtype), context);
   const bool splits = size == 4 && p.float32_precision == convt::Float32Precision::kIeee;
   CHECK(launch.parts == (splits ? 2 : 1), context);
-  CHECK(!splits || (launch.turns_input && launch.turns_weight && sizes.columns() <= 128), context);
+  CHECK(!splits || launch.halos || (launch.turns_input && launch.turns_weight && sizes.columns() <= 128),
+        context);
+  if (launch.halos) check_halos(p, launch, device, context);
   // Registers for the sums of two phases of float32, or of split operands, are not there.
   CHECK(!sizes.alternates || (!splits && (size == 2 || launch.phases_together == 1)), context);
   covers(launch.cout_tiles, sizes.rows, p.cout_per_group);
   covers(launch.chunks, launch.chunk(), p.cin_per_group);
-  covers(launch.places_h, p.h.stride, p.h.output);
-  covers(launch.places_w, p.w.stride, p.w.output);
+  if (launch.halos && launch.flat) {
+    covers(launch.places_h, launch.places_w, p.h.input * p.w.input);
+  } else {
+    covers(launch.places_h, p.h.stride, p.h.output);
+    covers(launch.places_w, p.w.stride, p.w.output);
+  }
   CHECK(launch.groups == p.groups && launch.stages >= 2, context);
   // Whole clusters, as many as the device holds at a time.
   CHECK(launch.grid % launch.cluster() == 0 && launch.grid >= launch.cluster(), context);
-  CHECK(launch.grid <= device.sm_count && launch.grid / launch.cluster() <= launch.works(), context);
+  CHECK(launch.grid <= device.sm_count * (sizes.single ? 2 : 1), context);
+  CHECK(launch.grid / launch.cluster() <= launch.works(), context);
   CHECK(convt::implicit_gemm_shared(launch).bytes == launch.shared_bytes, context);
   // Blocks that divide channels have some each, do one piece of work and have room for what they take over.
   CHECK(launch.splits >= 1 && launch.splits <= std::min(launch.chunks, 8), context);
@@ -544,11 +600,12 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
     CHECK(p.h.input * p.w.input <= std::numeric_limits<int>::max(), context);
   } else {
     const convt::ActivationStrides& in = p.input_stride;
+    const bool rows = launch.blocks || launch.halos;
     // Neither do neighbours overlap.
-    CHECK(p.w.input == 1 || p.cin() == 1 || (launch.blocks ? in.c >= p.w.input : in.w >= p.cin()), context);
-    CHECK((launch.blocks ? in.w == 1 || p.w.input == 1 : in.c == 1 || p.cin() == 1), context);
-    CHECK(aligned(p.batch, in.n) && ((launch.blocks && launch.flat) || aligned(p.h.input, in.h)), context);
-    CHECK((launch.blocks ? aligned(p.cin(), in.c) : aligned(p.w.input, in.w)), context);
+    CHECK(p.w.input == 1 || p.cin() == 1 || (rows ? in.c >= p.w.input : in.w >= p.cin()), context);
+    CHECK((rows ? in.w == 1 || p.w.input == 1 : in.c == 1 || p.cin() == 1), context);
+    CHECK(aligned(p.batch, in.n) && ((rows && launch.flat) || aligned(p.h.input, in.h)), context);
+    CHECK((rows ? aligned(p.cin(), in.c) : aligned(p.w.input, in.w)), context);
   }
   if (launch.turns_weight) {
     const int64_t taps = p.h.kernel * p.w.kernel;
@@ -572,6 +629,17 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
   }
   const int64_t pixels = p.h.input * p.w.input;
   const int shares = sizes.alternates || sizes.rows > 64 ? 1 : 2;  // of a stage's lines
+  if (launch.halos) {
+    if (launch.flat) {
+      CHECK(launch.cols == launch.places_w && launch.tiles_w == 1, context);
+    } else {
+      covers(launch.tiles_w, launch.cols, launch.places_w);
+    }
+    covers(launch.tiles_h, launch.rows, launch.places_h);
+    covers(launch.image_tiles, launch.images, p.batch);
+    CHECK(launch.pixel_tiles == launch.image_tiles * launch.tiles_h * launch.tiles_w, context);
+    return;
+  }
   CHECK(launch.columns() % 16 == 0 && launch.columns() <= sizes.columns(), context);
   CHECK(launch.lines() == launch.columns() * shares && launch.lines() <= sizes.pixels, context);
   if (launch.blocks) {
@@ -819,7 +887,12 @@ void check_plan(const Problem& p, const DeviceLimits& device, const char* forced
   if (plan.kernel == Kernel::kScatterGemm) return check_scatter_gemm(p, plan.scatter_gemm, device, context);
   if (plan.kernel == Kernel::kPhaseGemm) return check_phase_gemm(p, plan.phase_gemm, device, context);
   if (plan.kernel == Kernel::kImplicitGemm) {
+    CHECK(!plan.implicit_gemm.halos, context);
     return check_implicit_gemm(p, plan.implicit_gemm, device, context);
+  }
+  if (plan.kernel == Kernel::kHaloGemm) {
+    CHECK(plan.halo_gemm.halos, context);
+    return check_implicit_gemm(p, plan.halo_gemm, device, context);
   }
   if (plan.kernel == Kernel::kCol2im) return check_col2im(p, plan.col2im, device, context);
   if (plan.kernel == Kernel::kThin) return check_thin(p, plan.thin, device, context);
@@ -1039,7 +1112,7 @@ void test_empty_output() {
   const Problem p = make_problem(DType::kFloat32, 0, 8, 8, a, a);
   for (const char* forced :
        {static_cast<const char*>(nullptr), "", "generic", "depthwise", "thin", "tile_simt", "tile_mma",
-        "tile_wgmma", "col2im", "implicit_gemm", "pixel_gemm", "thin_simt"}) {
+        "tile_wgmma", "col2im", "implicit_gemm", "halo_gemm", "pixel_gemm", "thin_simt"}) {
     CHECK(convt::make_plan(p, kH100, forced).kernel == Kernel::kNone,
           forced == nullptr ? "not forced" : forced);
   }
@@ -1064,6 +1137,10 @@ void test_forced_kernels() {
       check_plan(p, kH100, "tile_wgmma", describe(p));
       CHECK(convt::make_plan(p, kH100, "implicit_gemm").kernel == Kernel::kImplicitGemm, describe(p));
       check_plan(p, kH100, "implicit_gemm", describe(p));
+      if (dtype == DType::kFloat32 && !channels_last) {
+        CHECK(convt::make_plan(p, kH100, "halo_gemm").kernel == Kernel::kHaloGemm, describe(p));
+        check_plan(p, kH100, "halo_gemm", describe(p));
+      }
       if (dtype != DType::kFloat16) continue;
       CHECK(convt::make_plan(p, kH100, "col2im").kernel == Kernel::kCol2im, describe(p));
       check_plan(p, kH100, "col2im", describe(p));
@@ -1110,7 +1187,7 @@ void test_forced_kernels() {
   const std::string message = refusal(make_problem(DType::kFloat32, 2, 8, 8, a, a), kH100, "Generic");
   CHECK(message ==
             "CONVT_KERNEL must be generic, depthwise, thin, thin_simt, tile_simt, tile_mma, tile_wgmma, "
-            "col2im, implicit_gemm, pixel_gemm, scatter_gemm or phase_gemm, got "
+            "col2im, implicit_gemm, halo_gemm, pixel_gemm, scatter_gemm or phase_gemm, got "
             "Generic",
         message);
 }
@@ -1447,6 +1524,47 @@ void test_output_boxes() {
   CHECK(boxes(make_axis(7, 2, 2), make_axis(7, 2, 2), 256, 256).count == 0, "an odd number of columns");
 }
 
+// All launches of halo_gemm, with every kind of halo among them; and what it refuses.
+void test_halo_gemm() {
+  const Axis up = make_axis(16, 4, 2, 1), same = make_axis(60, 3, 1, 1), odd = make_axis(14, 2, 2);
+  int rows = 0, long_rows = 0, parts = 0, flat = 0, pairs = 0, folds = 0, singles = 0;
+  for (const auto precision : {convt::Float32Precision::kIeee, convt::Float32Precision::kTf32}) {
+    for (const Axis& axis : {up, same, odd, make_axis(8, 5, 3, 2, 1), make_axis(12, 3, 1, 2, 0, 3)}) {
+      for (const int64_t couts : {3, 40, 200}) {
+        Problem p = make_problem(DType::kFloat32, 7, 72, couts, axis, axis);
+        p.float32_precision = precision;
+        try {
+          for (int rank = 0;; ++rank) {
+            const std::string forced = "halo_gemm:" + std::to_string(rank);
+            check_plan(p, kH100, forced.c_str(), forced + " " + describe(p));
+            const convt::ImplicitGemmLaunch launch = convt::make_plan(p, kH100, forced.c_str()).halo_gemm;
+            ++(launch.flat ? flat : launch.halo_pitch > 0 ? long_rows : rows);
+            parts += !launch.flat && launch.halo_pitch > 0 && launch.halo_rows < launch.rows;
+            pairs += launch.phases_together == 2;
+            folds += launch.fold() > 1;
+            singles += launch.sizes().single;
+          }
+        } catch (const std::invalid_argument& error) {  // no launch of that rank
+          CHECK(std::string(error.what()).find("launches of halo_gemm") != std::string::npos, error.what());
+        }
+      }
+    }
+  }
+  for (const int count : {rows, long_rows, parts, flat, pairs, folds, singles})
+    CHECK(count > 0, std::to_string(rows) + " " + std::to_string(long_rows) + " " + std::to_string(parts) +
+                         " " + std::to_string(flat) + " " + std::to_string(pairs) + " " +
+                         std::to_string(folds) + " " + std::to_string(singles));
+  // Rows of 56 bytes: images are at multiples of 16, which only taps that are not shifted can use.
+  const char* const unaligned = "it reads rows, or images of unshifted taps, at multiples of 16 bytes";
+  const Axis shifted = make_axis(14, 3, 2, 1, 1);
+  Problem misplaced = make_problem(DType::kFloat32, 2, 16, 16, up, up);
+  misplaced.input = reinterpret_cast<const void*>(uintptr_t{4});
+  check_refusals("halo_gemm", {{make_problem(DType::kFloat32, 2, 16, 16, shifted, shifted), unaligned},
+                               {misplaced, unaligned},
+                               {make_problem(DType::kFloat16, 2, 16, 16, up, up), "it computes in float32"},
+                               {make_problem(DType::kFloat32, 2, 16, 16, up, up, 1, true), "it takes NCHW"}});
+}
+
 // Blocks of implicit_gemm divide channels where tiles leave multiprocessors over, and only there.
 void test_divided_channels() {
   const Axis deep = make_axis(4, 4, 2, 1);
@@ -1514,10 +1632,18 @@ void test_random_problems() {
     tiled += plan.kernel != Kernel::kNone && plan.kernel != Kernel::kGeneric;
     check_plan(p, device.limits, nullptr, context);
     // Where the fastest is another kernel, too.
-    for (const char* const forced :
-         {"depthwise", "thin", "thin_simt", "tile_mma", "tile_wgmma", "col2im", "col2im:1", "col2im:9",
-          "implicit_gemm", "implicit_gemm:1", "implicit_gemm:13", "implicit_gemm:40", "pixel_gemm",
-          "scatter_gemm", "scatter_gemm:1", "scatter_gemm:7", "phase_gemm", "phase_gemm:1", "phase_gemm:9"}) {
+    for (const char* const forced : {"depthwise",        "thin",
+                                     "thin_simt",        "tile_mma",
+                                     "tile_wgmma",       "col2im",
+                                     "col2im:1",         "col2im:9",
+                                     "implicit_gemm",    "implicit_gemm:1",
+                                     "implicit_gemm:13", "implicit_gemm:40",
+                                     "halo_gemm",        "halo_gemm:1",
+                                     "halo_gemm:13",     "halo_gemm:40",
+                                     "pixel_gemm",       "scatter_gemm",
+                                     "scatter_gemm:1",   "scatter_gemm:7",
+                                     "phase_gemm",       "phase_gemm:1",
+                                     "phase_gemm:9"}) {
       try {
         check_plan(p, kH100, forced, context);
       } catch (const std::invalid_argument&) {
@@ -1593,6 +1719,7 @@ int main() {
   test_thin_simt();
   test_scatter_gemm();
   test_phase_gemm();
+  test_halo_gemm();
   test_divided_channels();
   test_turned_operands();
   test_random_problems();

@@ -60,6 +60,9 @@ namespace implicit_gemm {
 inline constexpr int kLine = kImplicitGemmLine, kBlock = kImplicitGemmBlock;
 inline constexpr int kGroups = kImplicitGemmGroups;
 inline constexpr int kMultipliers = 128 * kGroups, kThreads = kMultipliers + 128;
+inline constexpr int kLoadRegisters = 40, kMultiplyRegisters = 232;  // of a thread
+static_assert(128 * kLoadRegisters + kMultipliers * kMultiplyRegisters <=
+              kThreads * (65536 / kThreads / 8 * 8));
 inline constexpr int kRows = 64, kWarpRows = kImplicitGemmWarpRows;  // of a warpgroup, of a warp
 inline constexpr int kSteps = 4;                                     // products of a line, 32 bytes deep
 inline constexpr int kTileBytes = kRows * kLine;                     // of 64 rows, or of 64 columns
@@ -87,6 +90,8 @@ struct Config {
   // Columns of products that are compiled: those of full tiles, or all.
   static constexpr int kColumnStep = kNarrow ? kImplicitGemmColumnStep : kColumns;
   static constexpr int kParts = kOperandParts;
+  static constexpr int kBlockThreads = kThreads;
+  static constexpr bool kHalos = false;
 };
 
 template <typename T>
@@ -125,6 +130,12 @@ struct Params {
   bool output_channels_last, after_turning;
   ImplicitGemmShared shared;
   output_boxes::Boxes boxes;
+
+  // Of halo_gemm (convt/device/halo_gemm.cuh).
+  int halo_cols, halo_pitch, halo_rows, halo_stages;
+  unsigned halo_bytes;     // that a stage of them waits for
+  bool halo_flat;          // rows are parts of an image's pixels
+  bool halo_stores_pairs;  // of outputs, from registers
 };
 
 // A piece of work of this block.
@@ -562,39 +573,50 @@ __device__ inline void sum_products(const Params<T>& p, int steps, Ring& ring, S
 
 // ---------------------------------------------------------------- store
 
-// Writes where the warpgroup's places lie in the output, for its first output channel.
+// Where place `n` of a tile lies in the output, for its first output channel, if it `exists`.
+template <typename C, typename T>
+__device__ inline int64_t find_place(const Params<T>& p, const Work& work, int n, bool exists) {
+  Origin at;
+  if constexpr (C::kBlocks) {
+    at = locate_block(p, work.tile * (C::kPixels / kBlock) + n / kBlock);
+    at.w += n % kBlock;
+    at = place_in_image(p, at);
+  } else if (p.flat_pixels > 0) {
+    const int pixel = work.tile * p.cols + n;
+    exists = exists && pixel < p.flat_pixels && n < p.cols;
+    const auto by_image = p.image_pixels.divide(pixel);
+    const auto by_row = p.image_w.divide(by_image.remainder);
+    at = {by_image.quotient, by_row.quotient, by_row.remainder};
+  } else {
+    at = locate_lines(p, work.tile);
+    const auto by_row = p.cols.divide(n);
+    const auto by_image = p.rows.divide(by_row.quotient);
+    exists = exists && by_image.quotient < p.images;
+    at.image += by_image.quotient;
+    at.h += by_image.remainder;
+    at.w += by_row.remainder;
+    if constexpr (C::kHalos) {
+      if (p.halo_flat) {
+        const auto by_width = p.image_w.divide(at.h * p.halo_pitch + at.w);
+        at = {at.image, by_width.quotient, by_width.remainder};
+      }
+    }
+  }
+  const int h = at.h * p.phases_h.stride + work.phase_h, w = at.w * p.phases_w.stride + work.phase_w;
+  exists = exists && at.image < p.batch && h < p.output_h && w < p.output_w;
+  int64_t place = at.image * p.output_stride.n + h * p.output_stride.h + w * p.output_stride.w;
+  if (w + p.phases_together > p.output_w) place += kLastPhaseMissing;
+  return exists ? place : kNowhere;
+}
+
+// Writes where the warpgroup's places lie.
 template <typename C, typename T>
 __device__ inline void write_places(const Params<T>& p, const Work& work, int64_t* places) {
   const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
 #pragma unroll
   for (int i = thread; i < C::kColumns; i += 128) {
     const int n = i + (C::kDividesPixels ? group * columns<C>(p) : 0);
-    Origin at;
-    bool exists = i < columns<C>(p);
-    if constexpr (C::kBlocks) {
-      at = locate_block(p, work.tile * (C::kPixels / kBlock) + n / kBlock);
-      at.w += n % kBlock;
-      at = place_in_image(p, at);
-    } else if (p.flat_pixels > 0) {
-      const int pixel = work.tile * p.cols + n;
-      exists = exists && pixel < p.flat_pixels && n < p.cols;
-      const auto by_image = p.image_pixels.divide(pixel);
-      const auto by_row = p.image_w.divide(by_image.remainder);
-      at = {by_image.quotient, by_row.quotient, by_row.remainder};
-    } else {
-      at = locate_lines(p, work.tile);
-      const auto by_row = p.cols.divide(n);
-      const auto by_image = p.rows.divide(by_row.quotient);
-      exists = exists && by_image.quotient < p.images;
-      at.image += by_image.quotient;
-      at.h += by_image.remainder;
-      at.w += by_row.remainder;
-    }
-    const int h = at.h * p.phases_h.stride + work.phase_h, w = at.w * p.phases_w.stride + work.phase_w;
-    exists = exists && at.image < p.batch && h < p.output_h && w < p.output_w;
-    int64_t place = at.image * p.output_stride.n + h * p.output_stride.h + w * p.output_stride.w;
-    if (w + p.phases_together > p.output_w) place += kLastPhaseMissing;
-    places[i] = exists ? place : kNowhere;
+    places[i] = find_place<C>(p, work, n, i < columns<C>(p));
   }
 }
 
@@ -1230,9 +1252,6 @@ __global__ void __launch_bounds__(kThreads, 1) implicit_gemm_kernel(const __grid
   // The barriers of all blocks are there before one of them is used, and their shared memory is as long as
   // another block may write to it.
   if (blocks > 1) sync_cluster();
-  constexpr int kLoadRegisters = 40, kMultiplyRegisters = 232;
-  static_assert(128 * kLoadRegisters + kMultipliers * kMultiplyRegisters <=
-                kThreads * (65536 / kThreads / 8 * 8));
   if (thread < kMultipliers) {
     claim_registers<kMultiplyRegisters>();
     multiply_works<C>(p, stages, stages + static_cast<unsigned>(p.shared.output),
@@ -1278,15 +1297,24 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
     in.h = problem.w.input * in.w;
     in.n = problem.h.input * in.h;
   }
-  const int64_t w = problem.w.input, h = problem.h.input, n = problem.batch * t.parts;
+  const int64_t w = problem.w.input, h = problem.h.input;
+  const int64_t n = t.halos ? problem.batch : problem.batch * t.parts;
   const void* const address = t.turns_input ? workspace : problem.input;
-  TensorBox box = {kTensorType<T>, address, {}, {}, {}};
+  // Halos are rounded, or split, by those who read them.
+  const auto type = t.halos ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : kTensorType<T>;
+  TensorBox box = {type, address, {}, {}, {}, !t.halos};
   const auto set = [&box](int i, int64_t side, int64_t pitch, int part) {
     box.sides[i] = side;
     if (i > 0) box.pitches[i - 1] = pitch * kSize;
     box.box[i] = part;
   };
-  if (t.blocks) {
+  if (t.halos) {
+    const bool long_rows = t.halo_pitch > 0;
+    set(0, long_rows ? w * h : w, 1, t.halo_cols);
+    set(1, problem.cin_per_group, in.c, t.chunk());
+    set(2, long_rows ? 1 : h, in.h, long_rows ? 1 : p.share_rows);
+    set(3, n, in.n, p.share_images);
+  } else if (t.blocks) {
     set(0, t.flat ? w * h : w, 1, kBlock);
     set(1, problem.cin_per_group, in.c, t.chunk());
     set(2, t.flat ? 1 : h, in.h, 1);
@@ -1371,8 +1399,8 @@ cudaError_t make_boxes(const Problem& folded, const ImplicitGemmLaunch& t, Param
 }
 
 template <typename C, typename T>
-cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, const void* workspace,
-                          cudaStream_t stream) {
+cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, const ImplicitGemmLaunch& t,
+                          const void* workspace, cudaStream_t stream) {
   const auto log2 = [](int power) {
     int log = 0;
     while (1 << log < power) ++log;
@@ -1409,7 +1437,7 @@ cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, 
   p.images = t.images;
   p.image_w = static_cast<int>(problem.w.input);
   p.image_pixels = t.flat ? static_cast<int>(problem.h.input * problem.w.input) : 1;
-  p.flat_pixels = t.flat ? static_cast<int>(problem.batch) * p.image_pixels : 0;
+  p.flat_pixels = t.flat && !t.halos ? static_cast<int>(problem.batch) * p.image_pixels : 0;
   p.share_images = t.images;
   p.share_rows = t.rows;
   p.share_cols = t.cols;
@@ -1424,21 +1452,35 @@ cudaError_t launch_config(const Problem& unfolded, const ImplicitGemmLaunch& t, 
   p.lines = t.lines();
   p.shared = implicit_gemm_shared(t);
   p.groups = static_cast<int>(problem.groups);
-  const int copied = t.blocks ? C::kPixels : t.images * t.rows * t.cols;
+  const int copied = t.halos ? 0 : t.blocks ? C::kPixels : t.images * t.rows * t.cols;
+  p.halo_cols = t.halo_cols;
+  p.halo_pitch = t.halo_pitch;
+  p.halo_rows = t.halo_rows;
+  p.halo_stages = t.halo_stages;
+  p.halo_flat = t.flat;
+  p.halo_bytes = static_cast<unsigned>(t.halo_bytes());
   p.expected_bytes =
       static_cast<unsigned>(p.shared.weight_bytes) + static_cast<unsigned>(C::kParts * copied * kLine);
   constexpr int kSize = sizeof(T);
   p.store_elements = aligned_bytes(problem.output, t.store_elements * kSize) / kSize;
   p.output_channels_last = problem.output_channels_last;
+  p.halo_stores_pairs =
+      p.store_elements >= 2 && t.fold_w * t.phases_together >= 2 && p.activation.is_identity();
   p.after_turning = t.turns_input || t.turns_weight;
   cudaError_t error = make_input_map(problem, t, workspace, p);
   if (error == cudaSuccess) error = make_weight_map(problem, t, workspace, p);
   const bool boxed = t.box.count > 0 && is_aligned(problem.output, kTensorAlignment);
   if (error == cudaSuccess && boxed) error = make_boxes(problem, t, p);
-  auto* kernel = implicit_gemm_kernel<C, T>;
   if (error == cudaSuccess) error = allow_shared_memory(kernel, t.shared_limit);
   if (error != cudaSuccess) return error;
-  return launch_early(kernel, t.grid, kThreads, t.shared_bytes, stream, p, t.cluster(), p.after_turning);
+  return launch_early(kernel, t.grid, C::kBlockThreads, t.shared_bytes, stream, p, t.cluster(),
+                      p.after_turning);
+}
+
+template <typename C, typename T>
+cudaError_t launch_config(const Problem& problem, const ImplicitGemmLaunch& launch, const void* workspace,
+                          cudaStream_t stream) {
+  return launch_kernel<C>(implicit_gemm_kernel<C, T>, problem, launch, workspace, stream);
 }
 
 // Calls the instantiation for launch.config.

@@ -14,6 +14,16 @@ __device__ inline unsigned cut_to_tf32(unsigned bits) {
 // Numbers from here on round to infinity.
 inline constexpr float kLeastAboveTf32 = 0x1.ffep127f;
 
+// Half of the last digit that TF32 keeps, as what is added to a number's bits.
+inline constexpr unsigned kHalfOfLastTf32 = 1u << 12;
+
+// Rounds a number to nearest, ties away from zero, or leaves it where that would make it infinite; digits
+// that tensor cores leave out stay. Of a NaN those may be all, but the hardware's own has others.
+__device__ inline unsigned round_word(unsigned bits) {
+  const float x = __uint_as_float(bits);
+  return fabsf(x) < kLeastAboveTf32 ? bits + kHalfOfLastTf32 : __float_as_uint(max_or_nan(x, x));
+}
+
 // The second part of an operand is multiplied by this, so that it has all its digits where the first is
 // hardly above the least normal number. Twice as much would overflow above the largest first part.
 inline constexpr float kSecondPartScale = 2048.0f;
@@ -50,6 +60,14 @@ __device__ inline void split_tf32(const uint4& x, uint4 (&parts)[kParts]) {
   if constexpr (kParts == 2) parts[1] = make_uint4(second[0], second[1], second[2], second[3]);
 }
 
+// The same of a fragment.
+__device__ inline void split_tf32(const unsigned (&x)[4], unsigned (&first)[4], unsigned (&second)[4]) {
+  uint4 parts[2];
+  split_tf32(make_uint4(x[0], x[1], x[2], x[3]), parts);
+  first[0] = parts[0].x, first[1] = parts[0].y, first[2] = parts[0].z, first[3] = parts[0].w;
+  second[0] = parts[1].x, second[1] = parts[1].y, second[2] = parts[1].z, second[3] = parts[1].w;
+}
+
 // The same, but with digits that tensor cores leave out: where all numbers are known to be ordinary, that is,
 // less than kLeastAboveTf32, by integer arithmetic, which makes infinities of the largest and numbers of some
 // NaNs.
@@ -58,13 +76,12 @@ __device__ inline void split_words(const uint4& x, uint4 (&parts)[kParts]) {
   if constexpr (!kOrdinary) {
     split_tf32(x, parts);
   } else {
-    constexpr unsigned kHalfOfLast = 1u << 12;
-    const uint4 first =
-        make_uint4(x.x + kHalfOfLast, x.y + kHalfOfLast, x.z + kHalfOfLast, x.w + kHalfOfLast);
+    constexpr unsigned kHalf = kHalfOfLastTf32;
+    const uint4 first = make_uint4(x.x + kHalf, x.y + kHalf, x.z + kHalf, x.w + kHalf);
     if constexpr (kParts == 2) {
       const auto second = [](unsigned bits, unsigned rounded) {
         const float rest = __uint_as_float(bits) - __uint_as_float(rounded & 0xffffe000);
-        return __float_as_uint(kSecondPartScale * rest) + kHalfOfLast;
+        return __float_as_uint(kSecondPartScale * rest) + kHalf;
       };
       parts[1] =
           make_uint4(second(x.x, first.x), second(x.y, first.y), second(x.z, first.z), second(x.w, first.w));

@@ -145,6 +145,30 @@ __device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, u
 
 #undef CONVT_WGMMA_COLUMNS
 #undef CONVT_WGMMA_LINES
+
+// The operands after the sums are A0 to A3, B, HIGH and ADDS.
+#define CONVT_WGMMA_FRAGMENT(COLUMNS, A0, A1, A2, A3, B, HIGH, ADDS)                                    \
+  if constexpr (kColumns == COLUMNS)                                                                    \
+  asm volatile("{\n.reg .b64 b;\n.reg .pred adds;\nmov.b64 b, {%" #B ", %" #HIGH                        \
+               "};\nsetp.ne.b32 adds, %" #ADDS ", 0;\nwgmma.mma_async.sync.aligned.m64n" #COLUMNS       \
+               "k8.f32.tf32.tf32 {" CONVT_REGISTERS_##COLUMNS "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 \
+                                                              "}, b, adds, 1, 1;\n}\n"                  \
+               : CONVT_SUMS_##COLUMNS(c)                                                                \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(kWgmmaSwizzledHigh), "r"(adds))
+
+// The same of TF32 with `a` in registers: a warp's A fragment of 16 rows, of which a lane has rows lane / 4
+// and 8 more of channel lane % 4, and then of channel lane % 4 + 4. They are in use until the product has
+// been waited for.
+template <int kColumns>
+__device__ inline void multiply_fragment(float (&c)[kColumns / 8][4], const unsigned (&a)[4], unsigned b,
+                                         int adds) {
+  static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128);
+  CONVT_WGMMA_FRAGMENT(32, 16, 17, 18, 19, 20, 21, 22);
+  CONVT_WGMMA_FRAGMENT(64, 32, 33, 34, 35, 36, 37, 38);
+  CONVT_WGMMA_FRAGMENT(128, 64, 65, 66, 67, 68, 69, 70);
+}
+
+#undef CONVT_WGMMA_FRAGMENT
 #undef CONVT_SUMS_256
 #undef CONVT_SUMS_240
 #undef CONVT_SUMS_224

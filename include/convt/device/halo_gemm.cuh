@@ -1,0 +1,792 @@
+// halo_gemm: implicit_gemm (convt/device/implicit_gemm.cuh) of float32 in NCHW, as it lies. Tensor cores want
+// channels side by side in shared memory, and to lay the input out like this is a pass over memory. Here the
+// operands change places. Rows of a product are output places, its columns output channels, and the rows come
+// from registers, which may be filled in any order:
+//
+//   A   a halo of the input: [image][row][chunk channel][column], as tensor copies bring it. Lanes read a
+//       fragment of 16 places and 8 channels word by word, and round it to TF32, or split it. The taps of a
+//       row of the filter read the same halo, each from another column on; so do those of two phases along W
+//       that are multiplied together.
+//   B   the weight, [output channel][chunk channel] of a tap, in lines of 128 bytes
+//
+// Copies begin at multiples of 16 bytes, so a halo has up to three columns more on its left. Its width is
+// such that the four channels and eight places of lanes that read together are in different banks
+// (plan_implicit_gemm.cpp). A copy takes as long for a short row as for one of 128 bytes: rows that follow
+// each other in memory may be copied as one, and lanes then take zeros for what lies beside the image.
+//
+// A thread block's warpgroups, all but the last, divide the places of a tile, and read the next fragments
+// while they multiply. Of the last one a thread loads weights, another one halos, and two warps prepare the
+// next piece of work.
+//
+// IEEE float32: turn_operands has split the weight, and lanes split the input. As in implicit_gemm, sums of
+// few products are taken over by fp32 sums, and those with second parts are apart.
+#pragma once
+
+#include "convt/device/implicit_gemm.cuh"
+#include "convt/device/wgmma.cuh"
+
+namespace convt {
+namespace implicit_gemm {
+
+inline constexpr int kPreparers = 64;  // threads
+
+template <int kIndex, int kOperandParts, bool kRowsTogether>
+struct HaloConfig {
+  static constexpr ImplicitGemmConfig kSizes = kHaloGemmConfigs[kIndex];
+  static constexpr int kTileRows = kSizes.rows;  // output channels: columns of products
+  static constexpr int kPixels = kSizes.pixels;
+  static constexpr int kWarpgroups = kSizes.groups(), kMultiplyingWarps = 4 * kWarpgroups;
+  static constexpr int kBlockThreads = 128 * kWarpgroups + 128;
+  static constexpr int kResidentBlocks = 3 - kWarpgroups;  // of a multiprocessor
+  static constexpr int kMultiplierRegisters = kWarpgroups == 1 ? 216 : kMultiplyRegisters;
+  static constexpr int kColumns = kPixels / kWarpgroups;       // places of a warpgroup
+  static constexpr int kPlaceTiles = kColumns / kRows;         // products that take them
+  static constexpr int kSumColumns = kPlaceTiles * kTileRows;  // of all products
+  static constexpr int kParts = kOperandParts;
+  static constexpr bool kPairs = kSizes.fits_halos(2, kParts);
+  // Products of a place tile whose fragments are read together: two tiles of places and two phases, or two
+  // parts, leave registers for fewer.
+  static constexpr int kStepsAtOnce = kPlaceTiles == 2 && (kParts > 1 || kSumColumns == 128) ? 2 : kSteps;
+  static constexpr int kTurns = kSteps / kStepsAtOnce;
+  static constexpr bool kSpans = kRowsTogether;  // rows are copied with what lies between them
+  static constexpr bool kHalos = true, kBlocks = false, kNarrow = false, kSplits = false;
+  static constexpr bool kDividesRows = false, kDividesPixels = true;
+};
+
+// The taps of a piece of work along W, of one phase or of two, and the columns of a halo that they read.
+template <typename T>
+struct HaloTaps {
+  PhaseTaps first, second;
+  int column = 0;       // where the halo begins, for place 0 of an image's row
+  int offsets[2] = {};  // of each phase's first tap's input, from there; that of the next tap lies before it
+
+  __device__ HaloTaps(const Params<T>& p, const Work& work, int place)
+      : first(p.phases_w, p.padding_w, work.phase_w), second(first) {
+    if (p.phases_together == 1) {
+      second.count = 0;
+    } else {
+      second = PhaseTaps(p.phases_w, p.padding_w, work.phase_w + 1);
+    }
+    const auto least = [&p](const PhaseTaps& taps) {
+      return taps.shift - (taps.count - 1) * p.phases_w.shift_step;
+    };
+    const int before = second.count == 0  ? least(first)
+                       : first.count == 0 ? least(second)
+                                          : min(least(first), least(second));
+    column = (place + before) & ~(kTensorAlignment / static_cast<int>(sizeof(T)) - 1);
+    offsets[0] = place + first.shift - column;
+    offsets[1] = place + second.shift - column;
+  }
+  __device__ int count() const { return first.count + second.count; }
+};
+
+// A place in a ring of stages.
+struct Turn {
+  int stage = 0, parity;
+
+  __device__ void next(int stages) {
+    if (++stage == stages) stage = 0, parity ^= 1;
+  }
+};
+
+// The addresses of the rings' barriers.
+struct HaloBarriers {
+  unsigned full, empty, halo_full, halo_empty, work_full, work_empty;
+};
+
+// Calls visit(work) for this block's works.
+template <typename C, typename T, typename Visit>
+__device__ inline void visit_works(const Params<T>& p, const Visit& visit) {
+  for (int number = first_work<C>(p); number < p.works; number += p.clusters) visit(locate<C>(p, number));
+}
+
+// Calls visit(row of the filter, shift along H, chunk) for each halo of a piece of work.
+template <typename T, typename Visit>
+__device__ inline void visit_halos(const Params<T>& p, const Work& work, const HaloTaps<T>& taps,
+                                   const Visit& visit) {
+  const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
+  if (taps.count() == 0) return;
+#pragma unroll 1
+  for (int i = 0; i < h.count; ++i) {
+#pragma unroll 1
+    for (int chunk = 0; chunk < p.chunks; ++chunk)
+      visit(h.first + i * p.phases_h.tap_step, h.shift - i * p.phases_h.shift_step, chunk);
+  }
+}
+
+template <typename C, typename T>
+__device__ inline void load_weights(const Params<T>& p, unsigned stages, const HaloBarriers& barriers) {
+  const Loader<C, T> loader{p};
+  prefetch_map(p.weight_map);
+  if (p.after_turning) wait_for_previous_kernel();
+  Turn turn = {0, 1};
+  visit_works<C>(p, [&](const Work& work) {
+    const HaloTaps<T> taps(p, work, 0);
+    visit_halos(p, work, taps, [&](int tap_h, int, int chunk) {
+#pragma unroll 1
+      for (int i = 0; i < taps.count(); ++i) {
+        const int tap_w = i < taps.first.count
+                              ? taps.first.first + i * p.phases_w.tap_step
+                              : taps.second.first + (i - taps.first.count) * p.phases_w.tap_step;
+        wait(barriers.empty + 8 * turn.stage, turn.parity);
+        const unsigned full = barriers.full + 8 * turn.stage;
+        arrive_and_expect(full, p.expected_bytes);
+        loader.weight(work, tap_h, tap_w, chunk * Loader<C, T>::kChunk,
+                      stages + turn.stage * static_cast<unsigned>(p.shared.stage_bytes), full);
+        turn.next(p.stages);
+      }
+    });
+  });
+}
+
+template <typename C, typename T>
+__device__ inline void load_halos(const Params<T>& p, unsigned halos, const HaloBarriers& barriers) {
+  const Loader<C, T> loader{p};
+  prefetch_map(p.input_map);
+  const bool long_rows = p.halo_pitch > 0;
+  const int copies = long_rows ? p.share_rows / p.halo_rows : 1;
+  const unsigned box_bytes = static_cast<unsigned>(p.halo_cols) * kLine;  // of a row, or part of a long one
+  const int first_box = long_rows ? loader.first_row / p.halo_rows * p.images + loader.first_image
+                                  : loader.first_image * p.rows + loader.first_row;
+  Turn turn = {0, 1};
+  visit_works<C>(p, [&](const Work& work) {
+    const Origin at = loader.locate(work);
+    const HaloTaps<T> taps(p, work, at.w);
+    visit_halos(p, work, taps, [&](int, int shift, int chunk) {
+      wait(barriers.halo_empty + 8 * turn.stage, turn.parity);
+      const unsigned full = barriers.halo_full + 8 * turn.stage;
+      arrive_and_expect(full, p.halo_bytes);
+      unsigned to = halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes) + first_box * box_bytes;
+      BoxPlace place = {taps.column, chunk * Loader<C, T>::kChunk, at.h + shift, at.image, work.group};
+      if (long_rows) {
+        place.at[0] += place.at[2] * p.halo_pitch;
+        place.at[2] = 0;
+      }
+#pragma unroll 1
+      for (int i = 0; i < copies; ++i) {
+        loader.copy(loader.same_pixels, loader.shares_input, to, p.input_map, place, full);
+        to += p.images * box_bytes;
+        place.at[0] += p.halo_rows * p.halo_pitch;
+      }
+      turn.next(p.halo_stages);
+    });
+  });
+}
+
+// What multiplying warps have to know of a piece of work. Its divisions take a thousand cycles: others do
+// them ahead.
+struct HaloWork {
+  Work work;
+  int steps;                // of all phases
+  int taps[2], offsets[2];  // of phases along W: HaloTaps
+  int columns[2];           // of the image, which the first tap reads for column 0 of the tile
+};
+
+// Shared memory of works: slots that are filled and read in turns.
+template <typename C>
+struct HaloWorks {
+  HaloWork works[kHaloGemmWorks];
+  int64_t places[kHaloGemmWorks][C::kPixels];
+  float bias[kHaloGemmWorks][C::kTileRows];
+  static_assert(sizeof(HaloWork) <= kHaloGemmWorkBytes);
+};
+
+// Prepares works, by two warps.
+template <typename C, typename T>
+__device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, const HaloBarriers& barriers) {
+  const int thread = static_cast<int>(threadIdx.x) % kPreparers;
+  const int log2_fold = p.log2_fold_h + p.log2_fold_w;
+  Turn turn = {0, 1};
+  for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
+    const Work work = locate<C>(p, number);
+    wait(barriers.work_empty + 8 * turn.stage, turn.parity);
+    if (thread == 0) {
+      const int column = locate_lines(p, work.tile).w;
+      const HaloTaps<T> taps(p, work, column);
+      HaloWork& slot = slots.works[turn.stage];
+      slot.work = work;
+      slot.steps = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * taps.count() * p.chunks;
+      slot.taps[0] = taps.first.count;
+      slot.taps[1] = taps.second.count;
+      for (int i = 0; i < 2; ++i) slot.offsets[i] = taps.offsets[i];
+      slot.columns[0] = column + taps.first.shift;
+      slot.columns[1] = column + taps.second.shift;
+    }
+    for (int i = thread; i < C::kPixels; i += kPreparers)
+      slots.places[turn.stage][i] = find_place<C>(p, work, i, true);
+    for (int i = thread; i < C::kTileRows; i += kPreparers) {
+      const int cout = work.cout + i;
+      const bool exists = p.bias != nullptr && cout < p.cout_per_group;
+      const int64_t channel = (int64_t{work.group} * p.cout_per_group + cout) >> log2_fold;
+      slots.bias[turn.stage][i] = exists ? p.bias[channel * p.bias_stride] : 0.0f;
+    }
+    __syncwarp();
+    if (thread % 32 == 0) arrive(barriers.work_full + 8 * turn.stage);
+    turn.next(kHaloGemmWorks);
+  }
+}
+
+template <typename C>
+using HaloSums = float[C::kPlaceTiles][C::kTileRows / 8][4];
+
+// This lane's rows of the products.
+template <typename C>
+struct HaloRows {
+  unsigned at[C::kPlaceTiles][2];  // where they lie in a halo, for its first channel and no shift: in bytes
+  unsigned columns = 0;            // of the tile, a byte each
+  static_assert(2 * C::kPlaceTiles <= 4 && C::kPixels <= 256);
+
+  template <typename T>
+  __device__ explicit HaloRows(const Params<T>& p) {
+    const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
+    constexpr int kChunk = kLine / static_cast<int>(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < 2 * C::kPlaceTiles; ++i) {
+      const int n =
+          group * C::kColumns + i / 2 * kRows + thread / 32 * kWarpRows + i % 2 * 8 + thread % 32 / 4;
+      const auto by_row = p.cols.divide(n);
+      const bool exists = by_row.quotient < p.images * p.rows;
+      const int column = exists ? by_row.remainder : 0;
+      int box = exists ? by_row.quotient : 0, part = 0;
+      if (p.halo_pitch > 0) {
+        const auto by_image = p.rows.divide(box);
+        part = by_image.remainder % p.halo_rows;
+        box = by_image.remainder / p.halo_rows * p.images + by_image.quotient;
+      }
+      const int element = (box * kChunk + thread % 4) * p.halo_cols + part * p.halo_pitch + column;
+      at[i / 2][i % 2] = static_cast<unsigned>(element * static_cast<int>(sizeof(T)));
+      columns |= static_cast<unsigned>(column) << 8 * i;
+    }
+  }
+};
+
+// Rings that are read.
+struct HaloRing {
+  unsigned stages, halos;
+  HaloBarriers barriers;
+  Turn turn = {0, 0}, halo = {0, 0}, work = {0, 0};
+};
+
+// Fragments of A, in registers.
+template <typename C>
+using HaloWords = unsigned[C::kPlaceTiles][C::kStepsAtOnce][4];
+
+// Of rows that were copied with what lies between them: makes zeros of what lies beside the image.
+template <typename C, typename T>
+__device__ inline void clear_outside(const Params<T>& p, const HaloRows<C>& rows, int first_column,
+                                     HaloWords<C>& words) {
+#pragma unroll
+  for (int i = 0; i < 2 * C::kPlaceTiles; ++i) {
+    const int column = first_column + static_cast<int>(rows.columns >> 8 * i & 0xff);
+    const bool inside = 0 <= column && column < p.input_w;
+#pragma unroll
+    for (auto& fragment : words[i / 2]) {
+#pragma unroll
+      for (int k = i % 2; k < 4; k += 2) fragment[k] = inside ? fragment[k] : 0;
+    }
+  }
+}
+
+// Brings fragments from halos to registers, those of a tap and chunk of channels at a time.
+template <typename C, int kPhases, typename T>
+struct HaloReader {
+  static constexpr int kSize = sizeof(T);
+
+  struct Fragments {
+    HaloWords<C> words;
+    int phase;
+  };
+
+  const Params<T>& p;
+  HaloRing& ring;
+  const HaloRows<C>& rows;
+  int taps[kPhases], columns[kPhases];  // HaloWork
+  unsigned offsets[kPhases];            // in bytes
+  int phase = 0, tap = 0;
+  unsigned halo = 0, from = 0;  // the halo that is read, and where it is
+
+  __device__ HaloReader(const Params<T>& params, HaloRing& halos, const HaloRows<C>& own_rows,
+                        const HaloWork& work)
+      : p(params), ring(halos), rows(own_rows) {
+#pragma unroll
+    for (int i = 0; i < kPhases; ++i) {
+      taps[i] = work.taps[i];
+      columns[i] = work.columns[i];
+      offsets[i] = static_cast<unsigned>(work.offsets[i] * kSize);
+    }
+  }
+
+  __device__ int of_phase(const int (&numbers)[kPhases]) const {
+    return kPhases == 2 && phase == 1 ? numbers[kPhases - 1] : numbers[0];
+  }
+
+  __device__ void begin_phase(int number) {
+    phase = number;
+    tap = 0;
+    from = halo + (kPhases == 2 && number == 1 ? offsets[kPhases - 1] : offsets[0]);
+  }
+
+  // Part kTurn of a tap's and chunk's; the next one is the next to be read.
+  template <int kTurn>
+  __device__ void read(Fragments& a) {
+    const unsigned pitch = static_cast<unsigned>(p.halo_cols * kSize);  // of channels
+    if (kTurn == 0 && halo == 0) {
+      wait(ring.barriers.halo_full + 8 * ring.halo.stage, ring.halo.parity);
+      halo = ring.halos + ring.halo.stage * static_cast<unsigned>(p.shared.halo_bytes);
+      begin_phase(kPhases == 2 && taps[0] == 0 ? 1 : 0);
+    }
+#pragma unroll
+    for (int step = 0; step < C::kStepsAtOnce; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = 8 * (kTurn * C::kStepsAtOnce + step) + i / 2 * 4;
+#pragma unroll
+        for (int tile = 0; tile < C::kPlaceTiles; ++tile)
+          a.words[tile][step][i] = load_word(rows.at[tile][i % 2] + (from + channel * pitch));
+      }
+    }
+    a.phase = phase;
+    if constexpr (C::kSpans) clear_outside(p, rows, of_phase(columns) - tap * p.phases_w.shift_step, a.words);
+    if constexpr (C::kParts == 1) {
+#pragma unroll
+      for (auto& tile : a.words) {
+#pragma unroll
+        for (auto& fragment : tile) {
+#pragma unroll
+          for (unsigned& word : fragment) word = round_word(word);
+        }
+      }
+    }
+    if constexpr (kTurn < C::kTurns - 1) return;
+    from -= static_cast<unsigned>(p.phases_w.shift_step * kSize);
+    if (++tap < of_phase(taps)) return;
+    if (kPhases == 2 && phase == 0 && taps[kPhases - 1] > 0) return begin_phase(1);
+    halo = 0;
+    __syncwarp();
+    const unsigned empty = ring.barriers.halo_empty + 8 * ring.halo.stage;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (p.cluster_rows == 1) {
+      if (lane == 0) arrive(empty);
+    } else if (lane < p.cluster_rows) {
+      arrive_at(empty, lane);
+    }
+    ring.halo.next(p.halo_stages);
+  }
+};
+
+// Waits until a stage's weight is there, and tells where it lies for part kTurn of its channels.
+template <typename C, int kTurn, typename T>
+__device__ inline unsigned wait_for_weight(const Params<T>& p, const HaloRing& ring) {
+  if (kTurn == 0) wait(ring.barriers.full + 8 * ring.turn.stage, ring.turn.parity);
+  const unsigned stage = ring.stages + ring.turn.stage * static_cast<unsigned>(p.shared.stage_bytes);
+  return wgmma_swizzled_descriptor(stage, 0) + kTurn * C::kStepsAtOnce * kLineStep;
+}
+
+// The same of operands that are split, the input on its way, as implicit_gemm's multiply_split has them: the
+// products of a step, at most 32 of a sum, are summed by themselves, and so are those with second parts.
+template <typename C, int kPhases, typename T>
+__device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& work, HaloRing& ring,
+                                            const HaloRows<C>& rows, HaloSums<C>& first,
+                                            HaloSums<C>& second) {
+  using Reader = HaloReader<C, kPhases, T>;
+  constexpr unsigned kWeightPart = C::kTileRows * kLine / 16;
+  const int steps = work.steps;
+  Reader reader(p, ring, rows, work);
+  typename Reader::Fragments whole;
+  const auto multiply_turn = [&](bool is_last, auto turn) {
+    constexpr int kTurn = decltype(turn)::value, kLast = C::kTurns - 1;
+    unsigned parts[2][C::kPlaceTiles][C::kStepsAtOnce][4];
+#pragma unroll
+    for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < C::kStepsAtOnce; ++i)
+        split_tf32(whole.words[tile][i], parts[0][tile][i], parts[1][tile][i]);
+    }
+    const int phase = whole.phase;
+    const unsigned weight = wait_for_weight<C, kTurn>(p, ring);
+    HaloSums<C> few, small;
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kStepsAtOnce; ++i) {
+      const unsigned b = weight + i * kLineStep;
+#pragma unroll
+      for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+        multiply_fragment<C::kTileRows>(small[tile], parts[1][tile][i], b, i > 0);
+        multiply_fragment<C::kTileRows>(small[tile], parts[0][tile][i], b + kWeightPart, 1);
+        multiply_fragment<C::kTileRows>(few[tile], parts[0][tile][i], b, i > 0);
+      }
+    }
+    wgmma_commit();
+    if (kTurn < kLast || !is_last) reader.template read<(kTurn < kLast ? kTurn + 1 : 0)>(whole);
+    wgmma_wait<0>();
+    const auto add = [&](HaloSums<C>& sums) {
+#pragma unroll
+      for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+        hold(few[tile]);
+        hold(small[tile]);
+        for_each(few[tile], sums[tile], [](float& sum, float& total) { total += sum; });
+        for_each(small[tile], sums[tile],
+                 [](float& sum, float& total) { total += sum * (1 / kSecondPartScale); });
+      }
+    };
+    if (kPhases == 2 && phase == 1) {
+      add(second);
+    } else {
+      add(first);
+    }
+    if (kTurn < kLast) return;
+    give_back(p, ring.barriers.empty + 8 * ring.turn.stage);
+    ring.turn.next(p.stages);
+  };
+  static_assert(C::kTurns <= 2);
+  reader.template read<0>(whole);
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    multiply_turn(step + 1 == steps, std::integral_constant<int, 0>{});
+    if constexpr (C::kTurns == 2) multiply_turn(step + 1 == steps, std::integral_constant<int, 1>{});
+  }
+}
+
+// Sums the products of a piece of work, of both phases where there are two: `second` is not touched else.
+template <typename C, int kPhases, typename T>
+__device__ inline void multiply_halos(const Params<T>& p, const HaloWork& work, HaloRing& ring,
+                                      const HaloRows<C>& rows, HaloSums<C>& first, HaloSums<C>& second) {
+  using Reader = HaloReader<C, kPhases, T>;
+  const int steps = work.steps;
+#pragma unroll
+  for (auto& tile : first) clear(tile);
+  if constexpr (kPhases == 2) {
+#pragma unroll
+    for (auto& tile : second) clear(tile);
+  }
+  if (steps == 0) return;
+  if constexpr (C::kParts == 2) return multiply_split_halos<C, kPhases>(p, work, ring, rows, first, second);
+  Reader reader(p, ring, rows, work);
+  // The next fragments are read while these are multiplied.
+  typename Reader::Fragments own, next;
+  const auto multiply_turn = [&](HaloSums<C>& sums, bool is_last, auto turn, auto& a, auto& b) {
+    constexpr int kTurn = decltype(turn)::value, kLast = C::kTurns - 1;
+    const unsigned weight = wait_for_weight<C, kTurn>(p, ring);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kStepsAtOnce; ++i) {
+#pragma unroll
+      for (int tile = 0; tile < C::kPlaceTiles; ++tile)
+        multiply_fragment<C::kTileRows>(sums[tile], a.words[tile][i], weight + i * kLineStep, 1);
+    }
+    wgmma_commit();
+    if (kTurn < kLast || !is_last) reader.template read<(kTurn < kLast ? kTurn + 1 : 0)>(b);
+    wgmma_wait<0>();
+#pragma unroll
+    for (auto& tile : sums) hold(tile);
+    if (kTurn < kLast) return;
+    give_back(p, ring.barriers.empty + 8 * ring.turn.stage);
+    ring.turn.next(p.stages);
+  };
+  // A step of the phase that `a` is of; with one turn the next fragments are in `b` then, else in `a`.
+  const auto multiply_step = [&](int step, auto& a, auto& b) {
+    const bool is_last = step + 1 == steps;
+    const auto multiply_phase = [&](HaloSums<C>& sums) {
+      constexpr std::integral_constant<int, 0> kFirst;
+      multiply_turn(sums, is_last, kFirst, a, b);
+      if constexpr (C::kTurns == 2) multiply_turn(sums, is_last, std::integral_constant<int, 1>{}, b, a);
+    };
+    if constexpr (kPhases == 2) {
+      if (a.phase == 1) return multiply_phase(second);
+    }
+    multiply_phase(first);
+  };
+  static_assert(C::kTurns <= 2);
+  reader.template read<0>(own);
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    multiply_step(step, own, next);
+    if constexpr (C::kTurns == 1) {
+      if (++step < steps) multiply_step(step, next, own);
+    }
+  }
+}
+
+// ---------------------------------------------------------------- store
+
+__device__ inline float2 load_floats(unsigned from) {
+  const uint2 x = load_two_words(from);
+  return make_float2(__uint_as_float(x.x), __uint_as_float(x.y));
+}
+
+__device__ inline void store_floats(unsigned to, float x, float y) {
+  store_shared(to, __float_as_uint(x), __float_as_uint(y));
+}
+
+// Lays out, of 64 places, the columns from 8 * `block` on, with the bias added, as copy_slice finds them: in
+// lines of 128 bytes of an output channel, of which a warp copies 16.
+//
+//   one phase      two lines for each of 32 output channels, of 32 places each; warps 0 and 1 copy the first
+//   two phases     a warp's 16 places, those of both phases, for each of 16 output channels
+template <int kPhases, int kBlocks>
+__device__ __forceinline__ void lay_place_rows(unsigned lines, unsigned bias, int block,
+                                               const float (&first)[kBlocks][4],
+                                               const float (&second)[kBlocks][4]) {
+  constexpr unsigned kPitch = static_cast<unsigned>(kImplicitGemmOutputPitch);
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, warp = thread / 32, lane = thread % 32;
+  const int line = (kPhases == 1 ? warp / 2 * 32 : warp * kWarpRows) + lane % 4 * 2;
+  const int place = (kPhases == 1 ? warp % 2 * kWarpRows : 0) + lane / 4;
+  lines += line * kPitch + place * 4 * kPhases;
+  bias += (8 * block + lane % 4 * 2) * 4;
+#pragma unroll
+  for (int j = 0; j < 4 / kPhases; ++j) {
+    const float2 add = load_floats(bias + j * 32);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned to = lines + (8 * j + i % 2) * kPitch + i / 2 * 8 * 4 * kPhases;
+      const float x = first[block + j][i] + (i % 2 == 0 ? add.x : add.y);
+      if constexpr (kPhases == 1) {
+        store_shared(to, __float_as_uint(x));
+      } else {
+        const float y = second[block + j][i] + (i % 2 == 0 ? add.x : add.y);
+        store_floats(to, x, y);
+      }
+    }
+  }
+}
+
+// The same of folded phases: a line is 64 columns of a place, or all of them where there are fewer.
+template <int kBlocks>
+__device__ __forceinline__ void lay_place_columns(unsigned line, unsigned bias, int block,
+                                                  const float (&sums)[kBlocks][4]) {
+  constexpr unsigned kPitch = ChannelLines<float>::kPitch;
+  const int lane = afresh(static_cast<int>(threadIdx.x)) % 32;
+  line += lane / 4 * kPitch + lane % 4 * 8;
+  bias += (8 * block + lane % 4 * 2) * 4;
+#pragma unroll
+  for (int j = 0; j < (kBlocks < 8 ? kBlocks : 8); ++j) {
+    const float2 add = load_floats(bias + j * 32);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      store_floats(line + half * 8 * kPitch + j * 32, sums[block + j][2 * half] + add.x,
+                   sums[block + j][2 * half + 1] + add.y);
+    }
+  }
+}
+
+// Stores sums from registers, in pairs that lie side by side: two columns of folded phases, or else both
+// phases of a place. The eight places of lanes with the same columns are whole sectors then, if they follow
+// each other.
+template <int kPhases, typename C, typename T>
+__device__ inline void store_pairs(const Params<T>& p, T* output, int couts, const int64_t* places,
+                                   unsigned bias, const HaloSums<C>& first, const HaloSums<C>& second) {
+  static_assert(std::is_same_v<T, float>);
+  constexpr int kPlaces = 2 * C::kPlaceTiles;
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, lane = thread % 32;
+  const int log2_fold = p.log2_fold_h + p.log2_fold_w, fold_w = 1 << p.log2_fold_w;
+  // How many of a lane's couples of columns exist; of second ones, and of second phases too.
+  T* to[kPlaces];
+  int exist[kPlaces], second_exist[kPlaces];
+#pragma unroll
+  for (int i = 0; i < kPlaces; ++i) {
+    const int64_t place = places[i / 2 * kRows + thread / 32 * kWarpRows + i % 2 * 8 + lane / 4];
+    exist[i] = place == kNowhere ? 0 : couts;
+    second_exist[i] = (place & kLastPhaseMissing) != 0 ? 0 : exist[i];
+    to[i] = output + (place & ~kLastPhaseMissing);
+  }
+  const auto offset = [&](int cout) {
+    const int phase = cout & ((1 << log2_fold) - 1);
+    return (cout >> log2_fold) * p.output_stride.c + (phase >> p.log2_fold_w) * p.fold_row +
+           (phase & (fold_w - 1));
+  };
+  const auto store = [](T* at, float x, float y) { *reinterpret_cast<float2*>(at) = make_float2(x, y); };
+#pragma unroll
+  for (int j = 0; j < C::kTileRows / 8; ++j) {
+    const int cout = 8 * j + lane % 4 * 2;
+    const float2 add = load_floats(bias + cout * 4);
+    const int64_t at = offset(cout);
+    if (kPhases == 2 && p.log2_fold_w == 0) {
+      const int64_t next = offset(cout + 1);
+#pragma unroll
+      for (int i = 0; i < kPlaces; ++i) {
+        const float (&x)[4] = first[i / 2][j], (&y)[4] = second[i / 2][j];
+        const int k = i % 2 * 2;
+        if (cout < exist[i]) store(to[i] + at, x[k] + add.x, y[k] + add.x);
+        if (cout + 1 < exist[i]) store(to[i] + next, x[k + 1] + add.y, y[k + 1] + add.y);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPlaces; ++i) {
+        const float (&x)[4] = first[i / 2][j], (&y)[4] = second[i / 2][j];
+        const int k = i % 2 * 2;
+        if (cout < exist[i]) store(to[i] + at, x[k] + add.x, x[k + 1] + add.y);
+        if (kPhases == 2 && cout < second_exist[i])
+          store(to[i] + at + fold_w, y[k] + add.x, y[k + 1] + add.y);
+      }
+    }
+  }
+}
+
+template <int kPhases, typename C, typename T>
+__device__ inline void store_places(const Params<T>& p, const Work& work, unsigned lines,
+                                    const int64_t* places, unsigned bias, const HaloSums<C>& first,
+                                    const HaloSums<C>& second) {
+  constexpr int kTiles = C::kPlaceTiles;
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, warp = thread / 32;
+  const int log2_fold = p.log2_fold_h + p.log2_fold_w, couts = p.cout_per_group - work.cout;
+  T* const output =
+      p.output + ((int64_t{work.group} * p.cout_per_group + work.cout) >> log2_fold) * p.output_stride.c;
+  if (p.halo_stores_pairs) return store_pairs<kPhases, C>(p, output, couts, places, bias, first, second);
+  with_own_rows(p, [&](auto own_rows) {
+    if constexpr (decltype(own_rows)::value) {
+      constexpr int kCouts = 32 / kPhases, kTurns = C::kTileRows / kCouts;
+      // Of the lines that this warp copies.
+      const int slice = kPhases == 1 ? warp / 2 : warp, before = slice * kCouts;
+#pragma unroll 1
+      for (int i = 0; i < kTiles * kTurns; ++i) {
+        const int cout = i % kTurns * kCouts;
+        if (cout >= couts) continue;
+        sync_lines<kPhases == 2>();
+        with_constant<kTiles * kTurns>(i, [&](int at) {
+          lay_place_rows<kPhases>(lines, bias, at % kTurns * kCouts / 8, first[at / kTurns],
+                                  second[at / kTurns]);
+        });
+        sync_lines<kPhases == 2>();
+        copy_slice<kPhases, true>(
+            p, lines, i / kTurns * 2 * kPhases + slice,
+            Destination<T>{output + (cout - before) * p.output_stride.c, couts - cout + before, places});
+      }
+    } else {
+      constexpr int kLineColumns = C::kTileRows < kRows ? C::kTileRows : kRows;
+      constexpr int kPlaces = 32 / kPhases, kSlices = kRows / kPlaces, kTurns = C::kTileRows / kLineColumns;
+#pragma unroll 1
+      for (int i = 0; i < kTiles * kTurns; ++i) {
+        const int cout = i % kTurns * kLineColumns;
+        if (cout >= couts) continue;
+#pragma unroll 1
+        for (int slice = 0; slice < kSlices; ++slice) {
+          sync_lines<false>();
+          if (warp * kWarpRows / kPlaces == slice) {
+            const unsigned line = lines + warp * kWarpRows % kPlaces * ChannelLines<T>::kPitch;
+            with_constant<kTiles * kTurns>(i, [&](int at) {
+              const int block = at % kTurns * 8;
+              lay_place_columns(line, bias, block, first[at / kTurns]);
+              if constexpr (kPhases == 2)
+                lay_place_columns(line + kPlaces * ChannelLines<T>::kPitch, bias, block, second[at / kTurns]);
+            });
+          }
+          sync_lines<false>();
+          copy_slice<kPhases, false>(p, lines, i / kTurns * kSlices + slice,
+                                     Destination<T>{output + (cout >> log2_fold) * p.output_stride.c,
+                                                    min(couts - cout, kLineColumns), places});
+        }
+      }
+    }
+  });
+}
+
+// ----------------------------------------------------------------
+
+template <typename C, typename T>
+__device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing ring, unsigned output,
+                                                    const HaloWorks<C>& slots) {
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  const unsigned lines = output + group * static_cast<unsigned>(p.shared.output_bytes);
+  const HaloRows<C> rows(p);
+  for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
+    const int slot = ring.work.stage;
+    wait(ring.barriers.work_full + 8 * slot, ring.work.parity);
+    const HaloWork& work = slots.works[slot];
+    const int64_t* const places = slots.places[slot] + group * C::kColumns;
+    const unsigned bias = shared_address(slots.bias[slot]);
+    HaloSums<C> sums;
+    if (p.phases_together == 1) {
+      multiply_halos<C, 1>(p, work, ring, rows, sums, sums);
+      store_places<1, C>(p, work.work, lines, places, bias, sums, sums);
+    } else if constexpr (C::kPairs) {
+      HaloSums<C> others;
+      multiply_halos<C, 2>(p, work, ring, rows, sums, others);
+      store_places<2, C>(p, work.work, lines, places, bias, sums, others);
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(ring.barriers.work_empty + 8 * slot);
+    ring.work.next(kHaloGemmWorks);
+  }
+}
+
+template <typename C, typename T>
+__global__ void __launch_bounds__(C::kBlockThreads, C::kResidentBlocks)
+    halo_gemm_kernel(const __grid_constant__ Params<T> p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const unsigned stages = shared_address(shared), halos = stages + static_cast<unsigned>(p.shared.halos);
+  HaloBarriers barriers;
+  barriers.full = stages + static_cast<unsigned>(p.shared.barriers);
+  barriers.empty = barriers.full + 8 * p.stages;
+  barriers.halo_full = barriers.empty + 8 * p.stages;
+  barriers.halo_empty = barriers.halo_full + 8 * p.halo_stages;
+  barriers.work_full = barriers.halo_empty + 8 * p.halo_stages;
+  barriers.work_empty = barriers.work_full + 8 * kHaloGemmWorks;
+  HaloWorks<C>& slots = *reinterpret_cast<HaloWorks<C>*>(shared + p.shared.places);
+  const int thread = static_cast<int>(threadIdx.x), blocks = p.cluster_rows * p.cluster_pixels;
+  if (thread == 0) {
+    constexpr int kWarps = C::kMultiplyingWarps;
+    for (int i = 0; i < p.stages; ++i) {
+      init_barrier(barriers.full + 8 * i, 1);
+      init_barrier(barriers.empty + 8 * i, kWarps * blocks);
+    }
+    for (int i = 0; i < p.halo_stages; ++i) {
+      init_barrier(barriers.halo_full + 8 * i, 1);
+      init_barrier(barriers.halo_empty + 8 * i, kWarps * p.cluster_rows);
+    }
+    for (int i = 0; i < kHaloGemmWorks; ++i) {
+      init_barrier(barriers.work_full + 8 * i, kPreparers / 32);
+      init_barrier(barriers.work_empty + 8 * i, kWarps);
+    }
+    fence_barriers();
+  }
+  __syncthreads();
+  // As in implicit_gemm_kernel.
+  if (blocks > 1) sync_cluster();
+  constexpr int kMultiplying = 32 * C::kMultiplyingWarps;
+  static_assert(128 * kLoadRegisters + kMultiplying * C::kMultiplierRegisters <=
+                C::kBlockThreads * (65536 / (C::kBlockThreads * C::kResidentBlocks) / 8 * 8));
+  if (thread < kMultiplying) {
+    claim_registers<C::kMultiplierRegisters>();
+    multiply_halo_works<C>(p, {stages, halos, barriers}, stages + static_cast<unsigned>(p.shared.output),
+                           slots);
+  } else {
+    release_registers<kLoadRegisters>();
+    const int warp = (thread - kMultiplying) / 32;
+    if (warp == 0) {
+      if (elect_thread()) load_weights<C>(p, stages, barriers);
+    } else if (warp == 1) {
+      if (elect_thread()) load_halos<C>(p, halos, barriers);
+    } else {
+      prepare_works(p, slots, barriers);
+    }
+    __syncwarp();
+  }
+  if (blocks > 1) sync_cluster();
+#endif
+}
+
+// Calls the instantiation for launch.config.
+template <typename T, int kParts = 1, int kIndex = 0>
+cudaError_t launch_halo_gemm_for(const Problem& problem, const ImplicitGemmLaunch& launch,
+                                 const void* workspace, cudaStream_t stream) {
+  if constexpr (kIndex == kHaloGemmConfigCount) {
+    return cudaErrorInvalidValue;
+  } else {
+    if (launch.config != kIndex || launch.parts != kParts)
+      return launch_halo_gemm_for<T, kParts, kIndex + 1>(problem, launch, workspace, stream);
+    if constexpr (!kHaloGemmConfigs[kIndex].fits_halos(1, kParts)) {
+      return cudaErrorInvalidValue;
+    } else {
+      using Rows = HaloConfig<kIndex, kParts, false>;
+      using Spans = HaloConfig<kIndex, kParts, true>;
+      // Of a flat tile nothing lies beside the image.
+      return launch.halo_pitch > 0 && !launch.flat
+                 ? launch_kernel<Spans>(halo_gemm_kernel<Spans, T>, problem, launch, workspace, stream)
+                 : launch_kernel<Rows>(halo_gemm_kernel<Rows, T>, problem, launch, workspace, stream);
+    }
+  }
+}
+
+}  // namespace implicit_gemm
+}  // namespace convt

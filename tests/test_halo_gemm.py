@@ -1,0 +1,152 @@
+"""halo_gemm: float32 in NCHW as it lies; what it takes, and what it computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import (
+    LAYOUTS,
+    NEEDS_CUDA,
+    Geometry,
+    assert_accurate,
+    check_activation,
+    check_launches,
+    embed,
+    every_second,
+    launches,
+    poison,
+    random_tensor,
+    skip_without_code_for,
+    tf32_allowed,
+    with_gaps,
+)
+
+import convt_ext
+
+G = Geometry
+KERNEL = "halo_gemm"
+# Rows of whole pieces of 16 bytes: copied by themselves and together; taps of two phases, several columns apart, or
+# none; columns beside the image on one side or both, or cropped; several tiles along each axis, images of few pixels,
+# images that are read as rows of any length; phases that are columns of one product; output channels that fill a tile
+# or do not, chunks of channels that fill the rings and that wrap around.
+GEOMETRIES = (
+    G("k3", (2, 40, 10, 12), 70, (3, 3), padding=(1, 1)),
+    G("k7_wide", (1, 33, 3, 300), 30, (3, 7), padding=(2, 3)),
+    G("k5_full", (2, 40, 5, 20), 40, (3, 5)),
+    G("cropped", (1, 40, 9, 24), 40, (3, 3), padding=(3, 4)),
+    G("k5s2", (3, 40, 6, 16), 130, (5, 5), stride=(2, 2), padding=(2, 2), output_padding=(1, 1)),
+    G("k3s2_odd_rows", (1, 72, 9, 32), 50, (3, 3), stride=(2, 2)),
+    G("k4s2", (2, 64, 16, 16), 64, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("k4s2_small_images", (37, 256, 4, 4), 24, (4, 4), stride=(2, 2), padding=(1, 1)),
+    G("k5s3", (2, 40, 5, 16), 20, (5, 5), stride=(3, 3), padding=(1, 2), output_padding=(2, 0)),
+    G("k1s2", (2, 40, 5, 12), 20, (1, 1), stride=(2, 2)),
+    G("dilated", (1, 40, 8, 16), 30, (3, 3), padding=(2, 0), output_padding=(0, 0), dilation=(2, 5)),
+    G("dilated_s2", (2, 40, 7, 12), 30, (3, 4), stride=(2, 2), padding=(2, 1), output_padding=(1, 0), dilation=(3, 3)),
+    G("one_row", (5, 40, 1, 100), 50, (1, 4), stride=(1, 2), padding=(0, 1)),
+    G("k8s8_row", (5, 40, 1, 92), 24, (1, 8), stride=(1, 8)),
+    G("k2s2_14x14", (9, 40, 14, 14), 36, (2, 2), stride=(2, 2)),
+    G("k2s2", (3, 136, 9, 64), 36, (2, 2), stride=(2, 2)),
+    G("k4s4", (3, 40, 15, 20), 13, (4, 4), stride=(4, 4)),
+    G("groups", (2, 72, 6, 8), 60, (4, 4), stride=(2, 2), padding=(1, 1), groups=3),
+    G("many_tiles", (9, 40, 66, 136), 40, (3, 3), padding=(1, 1)),
+    G("many_couts", (1, 520, 5, 8), 300, (3, 3), padding=(1, 1), bias=False),
+    G("unbatched", (20, 6, 8), 36, (4, 4), stride=(2, 2), padding=(1, 1)),
+)
+# Others that its estimates put first and last, and some between.
+RANKS = (*range(20), *range(20, 1400, 23))
+pytestmark = [*NEEDS_CUDA]
+precisions = pytest.mark.parametrize("precision", ["ieee", "tf32"])
+
+
+@pytest.fixture(autouse=True)
+def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_code_for(KERNEL)
+    monkeypatch.setenv("CONVT_KERNEL", KERNEL)
+
+
+@precisions
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
+def test_launches(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = geometry.tensors(torch.float32, "cuda")
+    assert check_launches(monkeypatch, KERNEL, RANKS, geometry, precision, *tensors) > 0
+
+
+@precisions
+@pytest.mark.parametrize("geometry", GEOMETRIES[::3], ids=lambda geometry: geometry.name)
+def test_layouts(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input with gaps between rows, weight with its output channels side by side, bias with gaps."""
+    x, w, b = geometry.tensors(torch.float32, "cuda")
+    w = w.contiguous(memory_format=torch.channels_last)
+    tensors = with_gaps(x, vector=4), w, every_second(b)
+    assert check_launches(monkeypatch, KERNEL, RANKS, geometry, precision, *tensors) > 0
+
+
+@precisions
+def test_kinds_of_launches(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The geometries have launches of every kind."""
+    kinds = set()
+    for geometry in GEOMETRIES:
+        tensors = geometry.tensors(torch.float32, "cuda")
+        with tf32_allowed(precision == "tf32"):
+            for line in launches(monkeypatch, KERNEL, RANKS, *tensors, **geometry.arguments):
+                fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+                kinds |= {f"{name}={fields[name]}" for name in ("rows", "flat", "long_rows", "cluster", "warpgroups")}
+                kinds.add(f"phases={fields['phases'].split('x')[1]}")
+                kinds.add(f"folds={fields['fold'] != '1x1'}")
+                kinds.add(f"parts={fields['halo'].split('x')[0] != '1'}")
+    expected = {"rows=64", "rows=32", "flat=0", "flat=1", "long_rows=0", "long_rows=1", "cluster=1x1", "cluster=2x1"}
+    expected |= {"cluster=1x2", "phases=1", "phases=2", "folds=True", "folds=False", "parts=True", "parts=False"}
+    expected |= {"warpgroups=1"} | ({"rows=128", "warpgroups=2"} if precision == "tf32" else set())
+    assert kinds >= expected, expected - kinds
+
+
+@precisions
+@pytest.mark.parametrize("activation", ["relu", "gelu", "none"])
+@pytest.mark.parametrize("geometry", GEOMETRIES[4:17:4], ids=lambda geometry: geometry.name)
+def test_activation(geometry: Geometry, activation: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tf32_allowed(precision == "tf32"):
+        check_activation(monkeypatch, KERNEL, geometry, activation, 4e-3, *geometry.tensors(torch.float32, "cuda"))
+
+
+def test_largest_numbers_stay_finite() -> None:
+    """Rounded to TF32 they would be infinite."""
+    largest = torch.finfo(torch.float32).max
+    x = torch.full((1, 16, 4, 8), largest, device="cuda")
+    w = torch.full((16, 32, 2, 2), 2.0**-10, device="cuda")
+    with tf32_allowed(True):
+        out = convt_ext.conv_transpose2d(x, w, stride=2)
+    assert torch.isfinite(out).all()
+    assert torch.allclose(out.double(), torch.full_like(out, 16 * largest * 2.0**-10).double(), rtol=2**-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float16}, "it computes in float32"),
+        ({"channels_last": True}, "it takes NCHW"),
+        ({"width": 31}, "it reads rows, or images of unshifted taps, at multiples of 16 bytes"),
+        ({"first": 1}, "it reads rows, or images of unshifted taps, at multiples of 16 bytes"),
+    ],
+)
+def test_refuses(change: dict[str, object], reason: str) -> None:
+    x = random_tensor((2, 16, 5, int(str(change.get("width", 32)))), torch.float32, "cuda")
+    if "first" in change:
+        x = embed(x, lambda s: s[..., 1:33], [*x.shape[:-1], 36])
+    x = x.to(change.get("dtype", torch.float32))  # type: ignore[call-overload]
+    if change.get("channels_last"):
+        x = LAYOUTS["channels_last"](x)
+    w = random_tensor((16, 16, 2, 2), torch.float32, "cuda").to(x.dtype)
+    with pytest.raises(RuntimeError, match=f"CONVT_KERNEL={KERNEL} cannot compute this problem: {reason}"):
+        convt_ext.plan(x, w, None, stride=2)
+
+
+@pytest.mark.sanitize
+@precisions
+@pytest.mark.parametrize("geometry", GEOMETRIES[:18:5], ids=lambda geometry: geometry.name)
+def test_under_sanitizers(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w, b = geometry.tensors(torch.float32, "cuda")
+    with tf32_allowed(precision == "tf32"):
+        for line in launches(monkeypatch, KERNEL, (0, 3, 11, 29), x, w, b, **geometry.arguments):
+            poison(geometry.output, x.dtype, x.device)
+            out = convt_ext.conv_transpose2d(x, w, b, **geometry.arguments)
+            assert_accurate(out, x, w, b, line, **geometry.arguments)
