@@ -1,13 +1,13 @@
 // implicit_gemm and turn_operands on the CPU (tests/cpp/emulator): launches of the plan's search, of problems
 // of every kind, against sums in double precision.
 //
-//   test_emulated_implicit_gemm [--all] [--case TEXT] [--launch TEXT] [--precision TEXT]
+//   test_emulated_implicit_gemm [--all] [--case TEXT] [--launch TEXT] [--precision TEXT] [--random N]
 //                               [--seeds N] [--schedule N] [--part I/N] [--list] [--times]
 //
 // By default a sample of the launches runs, with each kind of launch at least once. --all runs one of each
-// kind of each problem; --case and --launch do so of those whose name or plan has the text. --seeds runs each
-// under so many schedules, --schedule under that one, which a failure names. --part runs every N-th launch,
-// from number I on.
+// kind of each problem; --case and --launch do so of those whose name or plan has the text. --random has so
+// many problems drawn instead of those that are listed. --seeds runs each under so many schedules, --schedule
+// under that one, which a failure names. --part runs every N-th launch, from number I on.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -144,6 +144,38 @@ std::vector<Case> make_cases() {
   with("unet_misplaced", "unet", [](Case& c) { c.input_offset = 3, c.output_offset = 2; });
   with("unet_nhwc_misplaced", "unet_nhwc", [](Case& c) { c.input_offset = 1, c.output_offset = 3; });
   return cases;
+}
+
+// Problem `number`, random_<number> by name.
+Case random_case(int number) {
+  std::mt19937 random(static_cast<unsigned>(number));
+  const auto below = [&random](int64_t n) {
+    return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
+  };
+  static std::set<std::string> names;
+  Case c = {};
+  c.name = names.insert("random_" + std::to_string(number)).first->c_str();
+  c.groups = std::max<int64_t>(below(5) - 1, 1);
+  c.batch = 1 + below(below(4) == 0 ? 20 : 3);
+  c.cin = 1 + below(below(4) == 0 ? 200 : 70);
+  c.cout = 1 + below(below(4) == 0 ? 200 : 70);
+  const auto draw = [&](bool in_fours) {
+    for (;;) {
+      const int64_t side = 1 + below(below(4) == 0 ? 40 : 12), kernel = 1 + below(5), stride = 1 + below(4);
+      const int64_t dilation = below(3) == 0 ? 1 + below(4) : 1, span = dilation * (kernel - 1);
+      const int64_t padding = below(3) == 0 ? below(span + 3) : span / 2;
+      const Axis a = axis(in_fours ? (side + 3) / 4 * 4 : side, kernel, stride, padding,
+                          below(std::max(stride, dilation)), dilation);
+      if (a.output > 0) return a;
+    }
+  };
+  c.h = draw(false);
+  c.w = draw(below(4) > 0);
+  c.channels_last = below(4) == 0;
+  c.bias = below(4) > 0;
+  if (below(8) == 0) c.output_offset = static_cast<int>(below(4));
+  if (below(8) == 0) c.activation = {convt::ActivationKind::kLeakyRelu, 0.25, 0, 0.5, 1};
+  return c;
 }
 
 using Launcher = cudaError_t (*)(const Problem&, const ImplicitGemmLaunch&, const void*, cudaStream_t);
@@ -465,6 +497,7 @@ int main(int count, char** arguments) {
   bool all = false, lists = false, times = false;
   std::string of_case, of_launch, of_precision, schedule, part = "0/1";
   uint64_t seeds = 1;
+  int drawn = 0;
   for (int i = 1; i < count; ++i) {
     const std::string option = arguments[i];
     const std::map<std::string, bool*> flags = {{"--all", &all}, {"--list", &lists}, {"--times", &times}};
@@ -479,6 +512,8 @@ int main(int count, char** arguments) {
       *text->second = arguments[++i];
     } else if (option == "--seeds" && i + 1 < count) {
       seeds = std::stoull(arguments[++i]);
+    } else if (option == "--random" && i + 1 < count) {
+      drawn = std::stoi(arguments[++i]);
     } else {
       std::fprintf(stderr, "unknown option %s\n", option.c_str());
       return 2;
@@ -487,10 +522,13 @@ int main(int count, char** arguments) {
   all = all || !of_case.empty() || !of_launch.empty();
   int launches = 0, left_out = 0, chosen = -1, of_part = 0, parts = 1;
   if (std::sscanf(part.c_str(), "%d/%d", &of_part, &parts) != 2 || parts < 1) return 2;
+  std::vector<Case> cases;
+  for (int i = 0; i < drawn; ++i) cases.push_back(random_case(i));
+  if (drawn == 0) cases = make_cases();
   std::set<std::string> seen;
   for (const Precision& precision : kPrecisions) {
     if (std::string(precision.name).find(of_precision) == std::string::npos) continue;
-    for (const Case& c : make_cases()) {
+    for (const Case& c : cases) {
       if (std::string(c.name).find(of_case) == std::string::npos) continue;
       const auto began = std::chrono::steady_clock::now();
       const Operands integers(c, precision, true), numbers(c, precision, false);
