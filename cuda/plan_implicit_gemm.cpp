@@ -26,8 +26,17 @@ bool is_pitch(int64_t size, int64_t side, int64_t stride, int64_t least) {
   return side == 1 || (stride >= least && stride * size % kAlignment == 0 && stride * size < kMaxPitch);
 }
 
-// Whether columns lie side by side, and rows or, of halos that are `flat`, images in one piece, at distances
-// that maps have.
+// Whether channels lie side by side and the others at distances that maps have.
+bool reads_lines(const Problem& problem) {
+  const ActivationStrides& in = problem.input_stride;
+  const int64_t size = element_size(problem.dtype), cin = problem.cin();
+  return is_aligned(problem.input, kAlignment) && (in.c == 1 || cin == 1) &&
+         is_pitch(size, problem.w.input, in.w, cin) && is_pitch(size, problem.h.input, in.h, cin) &&
+         is_pitch(size, problem.batch, in.n, cin) &&
+         is_pitch(size, problem.groups, problem.cin_per_group, problem.cin_per_group);
+}
+
+// The same of halos of NCHW: columns lie side by side, and rows or, of `flat` tiles, images in one piece.
 bool reads_halos(const Problem& problem, bool flat) {
   const ActivationStrides& in = problem.input_stride;
   const int64_t size = element_size(problem.dtype);
@@ -60,14 +69,9 @@ struct Search {
     return convt::is_pitch(size, side, stride, least);
   }
 
-  // Whether channels (or, of blocks, columns) lie side by side and the others at distances that maps have.
-  bool reads_lines() const {
-    const ActivationStrides& in = problem.input_stride;
-    return parts == 1 && is_aligned(problem.input, kAlignment) && (in.c == 1 || problem.cin() == 1) &&
-           is_pitch(problem.w.input, in.w, problem.cin()) && is_pitch(problem.h.input, in.h, problem.cin()) &&
-           is_pitch(problem.batch, in.n, problem.cin()) &&
-           is_pitch(problem.groups, problem.cin_per_group, problem.cin_per_group);
-  }
+  bool reads_lines() const { return parts == 1 && convt::reads_lines(problem); }
+
+  // The same of blocks, whose columns lie side by side.
   bool reads_blocks(bool flat) const {
     const ActivationStrides& in = problem.input_stride;
     const int64_t line = flat ? problem.h.input * problem.w.input : problem.w.input;
@@ -222,8 +226,8 @@ struct Search {
     const double products = sizes.rows * sizes.pixels * 32.0 / 1024 * (parts > 1 ? 3 : 1) / kept_busy;
     // A row of a copy takes two cycles, or as long as its bytes do.
     const double row = std::max(2.0, t.halo_cols * 4.0 / 64);
-    const double halo_rows = 32.0 * t.images * (t.rows / t.halo_rows);
-    const double halo = halo_rows * row * (t.cluster_rows > 1 ? 0.75 : 1);
+    const double halo_rows = t.images * (t.rows / t.halo_rows) * (t.halo_lines ? t.halo_cols : 32.0);
+    const double halo = halo_rows * (t.halo_lines ? 2 : row) * (t.cluster_rows > 1 ? 0.75 : 1);
     const double weights = 0.0129 * kImplicitGemmLine * parts * sizes.rows * (t.cluster_pixels > 1 ? 0.8 : 1);
     const double copies = halos * halo + steps * weights;
     const double all_products = steps * products;
@@ -231,8 +235,9 @@ struct Search {
     const double sums = std::max(all_products, copies) * waits + 0.2 * std::min(all_products, copies);
     const double output = number(size * problem.output_elements());
     const double bytes = number(size) * sizes.rows * sizes.pixels * t.phases_together;
-    const bool pairs = t.store_elements >= 2 && fold_w * t.phases_together >= 2;
-    const bool side_by_side = problem.w.stride == t.phases_together;
+    const bool lines = problem.output_channels_last;
+    const bool pairs = t.store_elements >= 2 && (lines || fold_w * t.phases_together >= 2);
+    const bool side_by_side = lines || problem.w.stride == t.phases_together;
     double store = pairs ? 0.05 : side_by_side ? 0.055 : 0.14;
     if (!side_by_side && output >= 32e6) store = 0.25;
     const double stores = 1300 + store * bytes;
@@ -305,6 +310,7 @@ struct Search {
         // Whole parts of what is copied.
         if (launch.images % rows != 0 && (launch.images > 1 || launch.rows % (rows * launch.halo_rows) != 0))
           continue;
+        if (launch.halo_lines && launch.images * launch.rows / rows * launch.halo_cols % 8 != 0) continue;
       } else if (rows > 1 && !launch.blocks) {
         // Parts of a tile are whole eights of lines.
         const int lines = launch.images * launch.rows * launch.cols;
@@ -492,7 +498,10 @@ struct Search {
 
   // Halos are read as they lie, from images or from long rows (convt/implicit_gemm.h).
   void consider_halos(ImplicitGemmLaunch launch) const {
-    if (!reads_halos(problem, launch.flat) || !launch.sizes().fits_halos(1, parts)) return;
+    launch.halo_lines = problem.output_channels_last;
+    if (launch.halo_lines ? launch.flat || !convt::reads_lines(problem) : !reads_halos(problem, launch.flat))
+      return;
+    if (!launch.sizes().fits_halos(1, parts)) return;
     // Columns of products beyond the output channels cost as much as others.
     const int rows = launch.sizes().rows;
     if (rows > 32 && problem.cout_per_group <= rows / 2) return;
@@ -531,8 +540,8 @@ struct Search {
     if (set_halo_cols(launch)) consider(launch);
     // Whole rows, which begin at multiples of 16 bytes and follow each other.
     const int64_t w = problem.w.input;
-    if (launch.flat || launch.tiles_w > 1 || launch.rows == 1 || w * size % kAlignment != 0 ||
-        problem.input_stride.h != w)
+    if (launch.halo_lines || launch.flat || launch.tiles_w > 1 || launch.rows == 1 ||
+        w * size % kAlignment != 0 || problem.input_stride.h != w)
       return;
     launch.halo_pitch = static_cast<int>(w);
     for (launch.halo_rows = launch.rows; launch.halo_rows > 1; --launch.halo_rows) {
@@ -540,12 +549,12 @@ struct Search {
     }
   }
 
-  // Sets the columns of halos: those of the taps of all phases that read the same one, from a multiple of 16
-  // bytes on; of parts of a long row, from those of the first row to those of the last. A channel's lie so
-  // far from the next one's that four of them, of eight columns each, are in different banks, or two, where
-  // that is much shorter.
+  // Sets the columns of halos: those of the taps of all phases that read the same one, of NCHW from a
+  // multiple of 16 bytes on; of parts of a long row, from those of the first row to those of the last. A
+  // channel's lie so far from the next one's that four of them, of eight columns each, are in different
+  // banks, or two, where that is much shorter.
   bool set_halo_cols(ImplicitGemmLaunch& launch) const {
-    const int64_t vector = kAlignment / size;
+    const int64_t vector = launch.halo_lines ? 1 : kAlignment / size;
     int64_t most = 0;
     for (int first = 0; first < problem.w.stride; first += launch.phases_together) {
       bool reads = false;
@@ -567,9 +576,11 @@ struct Search {
     const int64_t needed =
         ceil_div(most + int64_t{launch.halo_rows - 1} * launch.halo_pitch, vector) * vector;
     int64_t cols = needed;
-    while (cols % 16 != 8) cols += vector;
-    if (cols > needed * 5 / 4) {
-      for (cols = needed; cols % 8 != 4;) cols += vector;
+    if (!launch.halo_lines) {
+      while (cols % 16 != 8) cols += vector;
+      if (cols > needed * 5 / 4) {
+        for (cols = needed; cols % 8 != 4;) cols += vector;
+      }
     }
     launch.halo_cols = static_cast<int>(cols);
     return cols <= kMaxBox;
@@ -686,7 +697,8 @@ const char* halo_gemm_obstacle(const Problem& p, const DeviceLimits& device) {
   const char* const obstacle = implicit_gemm_obstacle(p, device);
   if (obstacle != nullptr) return obstacle;
   if (p.dtype != DType::kFloat32) return "it computes in float32";
-  if (p.output_channels_last) return "it takes NCHW";
+  if (p.output_channels_last)
+    return reads_lines(p) ? nullptr : "it reads channels that lie side by side, at multiples of 16 bytes";
   const bool reads_rows = reads_halos(p, false), reads_images = stays_in_place(p) && reads_halos(p, true);
   if (!reads_rows && !reads_images)
     return "it reads rows, or images of unshifted taps, at multiples of 16 bytes";

@@ -43,7 +43,8 @@ ONE_PIXEL_KERNELS = ("pixel_gemm",)
 # Kernels of tensor cores that take filters no longer than the stride alone, of contiguous images whose width is a
 # multiple of four.
 DISJOINT_KERNELS = ("scatter_gemm",)
-# Kernels of tensor cores that take float32 in NCHW alone, of widths that are a multiple of four.
+# Kernels of tensor cores that take float32 alone: in NCHW of widths, in channels_last of channels, that are a multiple
+# of four.
 WHOLE_FOURS_KERNELS = ("halo_gemm",)
 # Kernels of the FMA units that take a few filters alone, of contiguous images whose width is a multiple of four: side
 # and stride of each along both axes, and the output channels that a group may have.
@@ -325,7 +326,7 @@ class Geometry:
         return x, w, random_tensor((self.cout,), dtype, device, seed + 2) if self.bias else None
 
 
-def suited(geometry: Geometry, kernel: str | None) -> Geometry:
+def suited(geometry: Geometry, kernel: str | None, layout: str = "contiguous") -> Geometry:
     """The geometry, with input images, channels and a filter that a forced kernel takes."""
     if kernel in ONE_PIXEL_KERNELS:
         return replace(geometry, input=(*geometry.input[:-2], 1, 1))
@@ -334,6 +335,9 @@ def suited(geometry: Geometry, kernel: str | None) -> Geometry:
         spans = [geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1 for axis in (0, 1)]
         stride = max(geometry.stride[0], spans[0]), max(geometry.stride[1], spans[1])
         return replace(geometry, input=(*geometry.input[:-1], columns), stride=stride)
+    if kernel in WHOLE_FOURS_KERNELS and layout == "channels_last":
+        cin = geometry.groups * ((geometry.input[-3] // geometry.groups + 3) // 4 * 4)
+        return replace(geometry, input=(*geometry.input[:-3], cin, *geometry.input[-2:]))
     if kernel in WHOLE_FOURS_KERNELS:
         return replace(geometry, input=(*geometry.input[:-1], (geometry.input[-1] + 3) // 4 * 4))
     if kernel in LISTED_FILTERS:

@@ -1,6 +1,8 @@
-"""halo_gemm: float32 in NCHW as it lies; what it takes, and what it computes."""
+"""halo_gemm: float32 as it lies; what it takes, and what it computes."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from reference import (
     poison,
     random_tensor,
     skip_without_code_for,
+    suited,
     tf32_allowed,
     with_gaps,
 )
@@ -64,11 +67,19 @@ def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVT_KERNEL", KERNEL)
 
 
+def in_layout(geometry: Geometry, layout: str) -> Geometry:
+    """With channels that channels_last takes; of NCHW as it is."""
+    return suited(geometry, KERNEL, layout) if layout == "channels_last" else geometry
+
+
 @precisions
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.name)
-def test_launches(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = geometry.tensors(torch.float32, "cuda")
-    assert check_launches(monkeypatch, KERNEL, RANKS, geometry, precision, *tensors) > 0
+def test_launches(geometry: Geometry, layout: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = in_layout(geometry, layout)
+    x, w, b = geometry.tensors(torch.float32, "cuda")
+    x = LAYOUTS[layout](x)
+    assert check_launches(monkeypatch, KERNEL, RANKS, geometry, precision, x, w, b) > 0
 
 
 @precisions
@@ -85,27 +96,34 @@ def test_layouts(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyP
 def test_kinds_of_launches(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The geometries have launches of every kind."""
     kinds = set()
-    for geometry in GEOMETRIES:
-        tensors = geometry.tensors(torch.float32, "cuda")
+    names = "rows", "flat", "long_rows", "lines", "cluster", "warpgroups"
+    for given, layout in product(GEOMETRIES, ("contiguous", "channels_last")):
+        geometry = in_layout(given, layout)
+        x, w, b = geometry.tensors(torch.float32, "cuda")
         with tf32_allowed(precision == "tf32"):
-            for line in launches(monkeypatch, KERNEL, RANKS, *tensors, **geometry.arguments):
+            for line in launches(monkeypatch, KERNEL, RANKS, LAYOUTS[layout](x), w, b, **geometry.arguments):
                 fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
-                kinds |= {f"{name}={fields[name]}" for name in ("rows", "flat", "long_rows", "cluster", "warpgroups")}
+                kinds |= {f"{name}={fields[name]}" for name in names}
                 kinds.add(f"phases={fields['phases'].split('x')[1]}")
                 kinds.add(f"folds={fields['fold'] != '1x1'}")
                 kinds.add(f"parts={fields['halo'].split('x')[0] != '1'}")
-    expected = {"rows=64", "rows=32", "flat=0", "flat=1", "long_rows=0", "long_rows=1", "cluster=1x1", "cluster=2x1"}
-    expected |= {"cluster=1x2", "phases=1", "phases=2", "folds=True", "folds=False", "parts=True", "parts=False"}
-    expected |= {"warpgroups=1"} | ({"rows=128", "warpgroups=2"} if precision == "tf32" else set())
+    expected = {"rows=64", "rows=32", "flat=0", "flat=1", "long_rows=0", "long_rows=1", "lines=0", "lines=1"}
+    expected |= {"cluster=1x1", "cluster=2x1", "cluster=1x2", "phases=1", "phases=2", "folds=True", "folds=False"}
+    expected |= {"parts=True", "parts=False", "warpgroups=1"}
+    expected |= {"rows=128", "warpgroups=2"} if precision == "tf32" else set()
     assert kinds >= expected, expected - kinds
 
 
 @precisions
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "none"])
 @pytest.mark.parametrize("geometry", GEOMETRIES[4:17:4], ids=lambda geometry: geometry.name)
-def test_activation(geometry: Geometry, activation: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation(
+    geometry: Geometry, activation: str, layout: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w, b = geometry.tensors(torch.float32, "cuda")
     with tf32_allowed(precision == "tf32"):
-        check_activation(monkeypatch, KERNEL, geometry, activation, 4e-3, *geometry.tensors(torch.float32, "cuda"))
+        check_activation(monkeypatch, KERNEL, geometry, activation, 4e-3, LAYOUTS[layout](x), w, b)
 
 
 def test_largest_numbers_stay_finite() -> None:
@@ -123,28 +141,34 @@ def test_largest_numbers_stay_finite() -> None:
     ("change", "reason"),
     [
         ({"dtype": torch.float16}, "it computes in float32"),
-        ({"channels_last": True}, "it takes NCHW"),
+        (
+            {"channels_last": True, "channels": 18},
+            "it reads channels that lie side by side, at multiples of 16 bytes",
+        ),
         ({"width": 31}, "it reads rows, or images of unshifted taps, at multiples of 16 bytes"),
         ({"first": 1}, "it reads rows, or images of unshifted taps, at multiples of 16 bytes"),
     ],
 )
 def test_refuses(change: dict[str, object], reason: str) -> None:
-    x = random_tensor((2, 16, 5, int(str(change.get("width", 32)))), torch.float32, "cuda")
+    shape = (2, int(str(change.get("channels", 16))), 5, int(str(change.get("width", 32))))
+    x = random_tensor(shape, torch.float32, "cuda")
     if "first" in change:
         x = embed(x, lambda s: s[..., 1:33], [*x.shape[:-1], 36])
     x = x.to(change.get("dtype", torch.float32))  # type: ignore[call-overload]
     if change.get("channels_last"):
         x = LAYOUTS["channels_last"](x)
-    w = random_tensor((16, 16, 2, 2), torch.float32, "cuda").to(x.dtype)
+    w = random_tensor((x.shape[1], 16, 2, 2), torch.float32, "cuda").to(x.dtype)
     with pytest.raises(RuntimeError, match=f"CONVT_KERNEL={KERNEL} cannot compute this problem: {reason}"):
         convt_ext.plan(x, w, None, stride=2)
 
 
 @pytest.mark.sanitize
 @precisions
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("geometry", GEOMETRIES[:18:5], ids=lambda geometry: geometry.name)
-def test_under_sanitizers(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_sanitizers(geometry: Geometry, layout: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, b = geometry.tensors(torch.float32, "cuda")
+    x = LAYOUTS[layout](x)
     with tf32_allowed(precision == "tf32"):
         for line in launches(monkeypatch, KERNEL, (0, 3, 11, 29), x, w, b, **geometry.arguments):
             poison(geometry.output, x.dtype, x.device)

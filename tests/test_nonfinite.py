@@ -295,15 +295,16 @@ def test_in_listed_filters(geometry: Geometry, precision: str, target: Target) -
 
 
 @geometries
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 @on_kernel("halo_gemm")
-def test_in_halos(geometry: Geometry, precision: str, target: Target) -> None:
+def test_in_halos(geometry: Geometry, precision: str, layout: str, target: Target) -> None:
     """In the input, and in the weight: rows that are copied with what lies between them are neighbours of others."""
-    geometry = suited(geometry, target.kernel)
+    geometry = suited(geometry, target.kernel, layout)
     with tf32_allowed(precision == "tf32"):
         for value in (INF, -INF, NAN):
-            check_input(geometry, "contiguous", value, target, torch.float32)
-            check_weight(geometry, "contiguous", value, target, torch.float32)
+            check_input(geometry, layout, value, target, torch.float32)
+            check_weight(geometry, layout, value, target, torch.float32)
 
 
 every_nan = pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001], ids=hex)

@@ -113,6 +113,7 @@ struct ImplicitGemmLaunch {
   // Of halo_gemm, which copies halos of the input as they lie (convt/device/halo_gemm.cuh): `halo_cols`
   // columns, of which products take those of all taps of a row of the filter.
   bool halos = false;
+  bool halo_lines = false;  // of NHWC: lines of channels
   int halo_cols = 0, halo_stages = 0;
   // Where not zero, an image's rows are copied as parts of one long row, this many columns from one row of a
   // tile to the next: those of the image, or of a flat tile. A copy then brings `halo_rows` of them in one
@@ -177,7 +178,8 @@ inline Problem folded(const Problem& problem, int fold_h, int fold_w) {
 //              rows], the input [pixel][chunk channel] or, of blocks, [64 pixels][chunk channel][64 pixels].
 //              Of float32 both are [part][row or pixel][chunk channel].
 //   halos      of halo_gemm, whose stages have no input: [stages of them][image][row][chunk channel][column]
-//              or, of parts of long rows, [part][image][chunk channel][column]
+//              or, of parts of long rows, [part][image][chunk channel][column]; of NHWC [image][row][column]
+//              [chunk channel], in lines as those of the stages
 //   output     [warpgroup] lines of the output, padded; or [warpgroup][warp] boxes of it
 //   places     [warpgroup][columns] 8 bytes: where they lie in the output; 4 bytes: where in a box. Of
 //              halo_gemm, HaloWorks
@@ -219,7 +221,8 @@ inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch)
   s.weight_bytes = sizes.rows * line_bytes;
   s.stage_bytes = s.weight_bytes + launch.lines() * line_bytes;
   s.halos = launch.stages * s.stage_bytes;
-  s.halo_bytes = launch.halo_bytes();
+  const size_t halo_alignment = launch.halo_lines ? 1024 : kImplicitGemmLine;
+  s.halo_bytes = (launch.halo_bytes() + halo_alignment - 1) / halo_alignment * halo_alignment;
   s.output = (s.halos + launch.halo_stages * s.halo_bytes + 1023) / 1024 * 1024;
   s.output_bytes = std::max(kImplicitGemmOutputBytes, 4 * implicit_gemm_box_bytes(launch));
   s.places = s.output + sizes.groups() * s.output_bytes;

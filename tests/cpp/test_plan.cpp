@@ -478,8 +478,8 @@ void check_halos(const Problem& p, const convt::ImplicitGemmLaunch& launch, cons
                  const std::string& context) {
   const convt::ImplicitGemmConfig& sizes = launch.sizes();
   const convt::ActivationStrides& in = p.input_stride;
-  const int64_t w = p.w.input, vector = 16 / launch.element_size;
-  CHECK(launch.element_size == 4 && !p.output_channels_last, context);
+  const int64_t w = p.w.input, vector = launch.halo_lines ? 1 : 16 / launch.element_size;
+  CHECK(launch.element_size == 4 && launch.halo_lines == p.output_channels_last, context);
   CHECK(!sizes.alternates && !launch.blocks && !launch.turns_input && launch.turns_weight, context);
   CHECK(launch.box.count == 0 && launch.splits == 1 && launch.halo_stages >= 2, context);
   // Two thread blocks are on a multiprocessor at a time, each with some shared memory of its own.
@@ -495,7 +495,12 @@ void check_halos(const Problem& p, const convt::ImplicitGemmLaunch& launch, cons
   CHECK(launch.cluster_rows == 1 || launch.images % 2 == 0 ||
             (launch.images == 1 && launch.rows / launch.halo_rows % 2 == 0),
         context);
+  CHECK(launch.cluster_rows == 1 || !launch.halo_lines ||
+            launch.images * launch.rows / 2 * launch.halo_cols % 8 == 0,
+        context);
   CHECK(launch.halo_rows == 1 || launch.halo_pitch > 0, context);
+  CHECK(!launch.halo_lines || (launch.halo_pitch == 0 && !launch.flat && launch.phases_together == 1),
+        context);
   if (launch.halo_pitch > 0) {
     CHECK(p.h.input == 1 || in.h == w, context);
     CHECK(launch.halo_pitch % vector == 0 && launch.tiles_w == 1, context);
@@ -600,7 +605,7 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
     CHECK(p.h.input * p.w.input <= std::numeric_limits<int>::max(), context);
   } else {
     const convt::ActivationStrides& in = p.input_stride;
-    const bool rows = launch.blocks || launch.halos;
+    const bool rows = launch.blocks || (launch.halos && !launch.halo_lines);
     // Neither do neighbours overlap.
     CHECK(p.w.input == 1 || p.cin() == 1 || (rows ? in.c >= p.w.input : in.w >= p.cin()), context);
     CHECK((rows ? in.w == 1 || p.w.input == 1 : in.c == 1 || p.cin() == 1), context);
@@ -1137,7 +1142,7 @@ void test_forced_kernels() {
       check_plan(p, kH100, "tile_wgmma", describe(p));
       CHECK(convt::make_plan(p, kH100, "implicit_gemm").kernel == Kernel::kImplicitGemm, describe(p));
       check_plan(p, kH100, "implicit_gemm", describe(p));
-      if (dtype == DType::kFloat32 && !channels_last) {
+      if (dtype == DType::kFloat32 && (!channels_last || groups == 1)) {
         CHECK(convt::make_plan(p, kH100, "halo_gemm").kernel == Kernel::kHaloGemm, describe(p));
         check_plan(p, kH100, "halo_gemm", describe(p));
       }
@@ -1527,18 +1532,18 @@ void test_output_boxes() {
 // All launches of halo_gemm, with every kind of halo among them; and what it refuses.
 void test_halo_gemm() {
   const Axis up = make_axis(16, 4, 2, 1), same = make_axis(60, 3, 1, 1), odd = make_axis(14, 2, 2);
-  int rows = 0, long_rows = 0, parts = 0, flat = 0, pairs = 0, folds = 0, singles = 0;
+  int rows = 0, long_rows = 0, parts = 0, flat = 0, pairs = 0, folds = 0, singles = 0, lines = 0;
   for (const auto precision : {convt::Float32Precision::kIeee, convt::Float32Precision::kTf32}) {
     for (const Axis& axis : {up, same, odd, make_axis(8, 5, 3, 2, 1), make_axis(12, 3, 1, 2, 0, 3)}) {
-      for (const int64_t couts : {3, 40, 200}) {
-        Problem p = make_problem(DType::kFloat32, 7, 72, couts, axis, axis);
+      for (const int64_t couts : {3, 4, 40, 41, 200}) {
+        Problem p = make_problem(DType::kFloat32, 7, 72, couts, axis, axis, 1, couts % 10 > 0);
         p.float32_precision = precision;
         try {
           for (int rank = 0;; ++rank) {
             const std::string forced = "halo_gemm:" + std::to_string(rank);
             check_plan(p, kH100, forced.c_str(), forced + " " + describe(p));
             const convt::ImplicitGemmLaunch launch = convt::make_plan(p, kH100, forced.c_str()).halo_gemm;
-            ++(launch.flat ? flat : launch.halo_pitch > 0 ? long_rows : rows);
+            ++(launch.halo_lines ? lines : launch.flat ? flat : launch.halo_pitch > 0 ? long_rows : rows);
             parts += !launch.flat && launch.halo_pitch > 0 && launch.halo_rows < launch.rows;
             pairs += launch.phases_together == 2;
             folds += launch.fold() > 1;
@@ -1550,7 +1555,7 @@ void test_halo_gemm() {
       }
     }
   }
-  for (const int count : {rows, long_rows, parts, flat, pairs, folds, singles})
+  for (const int count : {rows, long_rows, parts, flat, pairs, folds, singles, lines})
     CHECK(count > 0, std::to_string(rows) + " " + std::to_string(long_rows) + " " + std::to_string(parts) +
                          " " + std::to_string(flat) + " " + std::to_string(pairs) + " " +
                          std::to_string(folds) + " " + std::to_string(singles));
@@ -1562,7 +1567,8 @@ void test_halo_gemm() {
   check_refusals("halo_gemm", {{make_problem(DType::kFloat32, 2, 16, 16, shifted, shifted), unaligned},
                                {misplaced, unaligned},
                                {make_problem(DType::kFloat16, 2, 16, 16, up, up), "it computes in float32"},
-                               {make_problem(DType::kFloat32, 2, 16, 16, up, up, 1, true), "it takes NCHW"}});
+                               {make_problem(DType::kFloat32, 2, 18, 16, up, up, 1, true),
+                                "it reads channels that lie side by side, at multiples of 16 bytes"}});
 }
 
 // Blocks of implicit_gemm divide channels where tiles leave multiprocessors over, and only there.

@@ -1,18 +1,20 @@
-// halo_gemm: implicit_gemm (convt/device/implicit_gemm.cuh) of float32 in NCHW, as it lies. Tensor cores want
-// channels side by side in shared memory, and to lay the input out like this is a pass over memory. Here the
-// operands change places. Rows of a product are output places, its columns output channels, and the rows come
-// from registers, which may be filled in any order:
+// halo_gemm: implicit_gemm (convt/device/implicit_gemm.cuh) of float32, as it lies. Tensor cores want
+// channels side by side in shared memory, rounded or split, and to lay the input out like this is a pass over
+// memory. Here the operands change places. Rows of a product are output places, its columns output channels,
+// and the rows come from registers, which may be filled in any order and computed on the way:
 //
-//   A   a halo of the input: [image][row][chunk channel][column], as tensor copies bring it. Lanes read a
-//       fragment of 16 places and 8 channels word by word, and round it to TF32, or split it. The taps of a
-//       row of the filter read the same halo, each from another column on; so do those of two phases along W
-//       that are multiplied together.
+//   A   a halo of the input, as tensor copies bring it. Lanes read fragments of 16 places and 8 channels, and
+//       round them to TF32, or split them. The taps of a row of the filter read the same halo, each from
+//       another column on; so do those of two phases along W that are multiplied together.
+//         NCHW   [image][row][chunk channel][column], read word by word. Copies begin at multiples of 16
+//                bytes, so there are up to three columns more on the left. The halo's width is such that the
+//                four channels and eight places of lanes that read together are in different banks
+//                (plan_implicit_gemm.cpp). A copy takes as long for a short row as for one of 128 bytes: rows
+//                that follow each other in memory may be copied as one, and lanes then take zeros for what
+//                lies beside the image.
+//         NHWC   [image][row][column][chunk channel], in swizzled lines of 128 bytes, read by ldmatrix: a row
+//                of eight words of 16 bits is one of four words of 32
 //   B   the weight, [output channel][chunk channel] of a tap, in lines of 128 bytes
-//
-// Copies begin at multiples of 16 bytes, so a halo has up to three columns more on its left. Its width is
-// such that the four channels and eight places of lanes that read together are in different banks
-// (plan_implicit_gemm.cpp). A copy takes as long for a short row as for one of 128 bytes: rows that follow
-// each other in memory may be copied as one, and lanes then take zeros for what lies beside the image.
 //
 // A thread block's warpgroups, all but the last, divide the places of a tile, and read the next fragments
 // while they multiply. Of the last one a thread loads weights, another one halos, and two warps prepare the
@@ -30,8 +32,12 @@ namespace implicit_gemm {
 
 inline constexpr int kPreparers = 64;  // threads
 
-template <int kIndex, int kOperandParts, bool kRowsTogether>
+// How halos lie: rows of NCHW by themselves, or parts of long rows; lines of channels of NHWC.
+enum class HaloLayout { kRows, kLongRows, kLines };
+
+template <int kIndex, int kOperandParts, HaloLayout kLayout>
 struct HaloConfig {
+  static constexpr bool kLongRows = kLayout == HaloLayout::kLongRows, kLines = kLayout == HaloLayout::kLines;
   static constexpr ImplicitGemmConfig kSizes = kHaloGemmConfigs[kIndex];
   static constexpr int kTileRows = kSizes.rows;  // output channels: columns of products
   static constexpr int kPixels = kSizes.pixels;
@@ -43,18 +49,17 @@ struct HaloConfig {
   static constexpr int kPlaceTiles = kColumns / kRows;         // products that take them
   static constexpr int kSumColumns = kPlaceTiles * kTileRows;  // of all products
   static constexpr int kParts = kOperandParts;
-  static constexpr bool kPairs = kSizes.fits_halos(2, kParts);
+  static constexpr bool kPairs = !kLines && kSizes.fits_halos(2, kParts);
   // Products of a place tile whose fragments are read together: two tiles of places and two phases, or two
   // parts, leave registers for fewer.
   static constexpr int kStepsAtOnce = kPlaceTiles == 2 && (kParts > 1 || kSumColumns == 128) ? 2 : kSteps;
   static constexpr int kTurns = kSteps / kStepsAtOnce;
-  static constexpr bool kSpans = kRowsTogether;  // rows are copied with what lies between them
   static constexpr bool kHalos = true, kBlocks = false, kNarrow = false, kSplits = false;
   static constexpr bool kDividesRows = false, kDividesPixels = true;
 };
 
 // The taps of a piece of work along W, of one phase or of two, and the columns of a halo that they read.
-template <typename T>
+template <typename C, typename T>
 struct HaloTaps {
   PhaseTaps first, second;
   int column = 0;       // where the halo begins, for place 0 of an image's row
@@ -73,7 +78,8 @@ struct HaloTaps {
     const int before = second.count == 0  ? least(first)
                        : first.count == 0 ? least(second)
                                           : min(least(first), least(second));
-    column = (place + before) & ~(kTensorAlignment / static_cast<int>(sizeof(T)) - 1);
+    constexpr int kAlignment = C::kLines ? 1 : kTensorAlignment / static_cast<int>(sizeof(T));
+    column = (place + before) & ~(kAlignment - 1);
     offsets[0] = place + first.shift - column;
     offsets[1] = place + second.shift - column;
   }
@@ -101,8 +107,8 @@ __device__ inline void visit_works(const Params<T>& p, const Visit& visit) {
 }
 
 // Calls visit(row of the filter, shift along H, chunk) for each halo of a piece of work.
-template <typename T, typename Visit>
-__device__ inline void visit_halos(const Params<T>& p, const Work& work, const HaloTaps<T>& taps,
+template <typename C, typename T, typename Visit>
+__device__ inline void visit_halos(const Params<T>& p, const Work& work, const HaloTaps<C, T>& taps,
                                    const Visit& visit) {
   const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
   if (taps.count() == 0) return;
@@ -121,7 +127,7 @@ __device__ inline void load_weights(const Params<T>& p, unsigned stages, const H
   if (p.after_turning) wait_for_previous_kernel();
   Turn turn = {0, 1};
   visit_works<C>(p, [&](const Work& work) {
-    const HaloTaps<T> taps(p, work, 0);
+    const HaloTaps<C, T> taps(p, work, 0);
     visit_halos(p, work, taps, [&](int tap_h, int, int chunk) {
 #pragma unroll 1
       for (int i = 0; i < taps.count(); ++i) {
@@ -151,13 +157,15 @@ __device__ inline void load_halos(const Params<T>& p, unsigned halos, const Halo
   Turn turn = {0, 1};
   visit_works<C>(p, [&](const Work& work) {
     const Origin at = loader.locate(work);
-    const HaloTaps<T> taps(p, work, at.w);
+    const HaloTaps<C, T> taps(p, work, at.w);
     visit_halos(p, work, taps, [&](int, int shift, int chunk) {
       wait(barriers.halo_empty + 8 * turn.stage, turn.parity);
       const unsigned full = barriers.halo_full + 8 * turn.stage;
       arrive_and_expect(full, p.halo_bytes);
       unsigned to = halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes) + first_box * box_bytes;
       BoxPlace place = {taps.column, chunk * Loader<C, T>::kChunk, at.h + shift, at.image, work.group};
+      if constexpr (C::kLines)
+        place = {chunk * Loader<C, T>::kChunk, taps.column, at.h + shift, at.image, work.group};
       if (long_rows) {
         place.at[0] += place.at[2] * p.halo_pitch;
         place.at[2] = 0;
@@ -202,7 +210,7 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
     wait(barriers.work_empty + 8 * turn.stage, turn.parity);
     if (thread == 0) {
       const int column = locate_lines(p, work.tile).w;
-      const HaloTaps<T> taps(p, work, column);
+      const HaloTaps<C, T> taps(p, work, column);
       HaloWork& slot = slots.works[turn.stage];
       slot.work = work;
       slot.steps = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * taps.count() * p.chunks;
@@ -229,7 +237,25 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
 template <typename C>
 using HaloSums = float[C::kPlaceTiles][C::kTileRows / 8][4];
 
-// This lane's rows of the products.
+// This lane's rows of the products, of halos of lines: where they lie, as lines. The lane passes the address
+// of one row of each tile of places, for its upper or lower four channels.
+template <typename C>
+struct HaloLines {
+  int at[C::kPlaceTiles];
+
+  template <typename T>
+  __device__ explicit HaloLines(const Params<T>& p) {
+    const int thread = static_cast<int>(threadIdx.x) % 128, group = static_cast<int>(threadIdx.x) / 128;
+#pragma unroll
+    for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+      const int n = group * C::kColumns + tile * kRows + thread / 32 * kWarpRows + thread % kWarpRows;
+      const auto by_row = p.cols.divide(n);
+      at[tile] = by_row.quotient < p.images * p.rows ? by_row.quotient * p.halo_cols + by_row.remainder : 0;
+    }
+  }
+};
+
+// The same of NCHW.
 template <typename C>
 struct HaloRows {
   unsigned at[C::kPlaceTiles][2];  // where they lie in a halo, for its first channel and no shift: in bytes
@@ -267,6 +293,9 @@ struct HaloRing {
   Turn turn = {0, 0}, halo = {0, 0}, work = {0, 0};
 };
 
+template <typename C>
+using HaloPlaces = std::conditional_t<C::kLines, HaloLines<C>, HaloRows<C>>;
+
 // Fragments of A, in registers.
 template <typename C>
 using HaloWords = unsigned[C::kPlaceTiles][C::kStepsAtOnce][4];
@@ -291,6 +320,7 @@ __device__ inline void clear_outside(const Params<T>& p, const HaloRows<C>& rows
 template <typename C, int kPhases, typename T>
 struct HaloReader {
   static constexpr int kSize = sizeof(T);
+  static constexpr int kColumnBytes = C::kLines ? kLine : kSize;  // between neighbouring columns of a halo
 
   struct Fragments {
     HaloWords<C> words;
@@ -299,20 +329,20 @@ struct HaloReader {
 
   const Params<T>& p;
   HaloRing& ring;
-  const HaloRows<C>& rows;
+  const HaloPlaces<C>& rows;
   int taps[kPhases], columns[kPhases];  // HaloWork
   unsigned offsets[kPhases];            // in bytes
   int phase = 0, tap = 0;
   unsigned halo = 0, from = 0;  // the halo that is read, and where it is
 
-  __device__ HaloReader(const Params<T>& params, HaloRing& halos, const HaloRows<C>& own_rows,
+  __device__ HaloReader(const Params<T>& params, HaloRing& halos, const HaloPlaces<C>& own_rows,
                         const HaloWork& work)
       : p(params), ring(halos), rows(own_rows) {
 #pragma unroll
     for (int i = 0; i < kPhases; ++i) {
       taps[i] = work.taps[i];
       columns[i] = work.columns[i];
-      offsets[i] = static_cast<unsigned>(work.offsets[i] * kSize);
+      offsets[i] = static_cast<unsigned>(work.offsets[i] * kColumnBytes);
     }
   }
 
@@ -335,18 +365,33 @@ struct HaloReader {
       halo = ring.halos + ring.halo.stage * static_cast<unsigned>(p.shared.halo_bytes);
       begin_phase(kPhases == 2 && taps[0] == 0 ? 1 : 0);
     }
+    if constexpr (C::kLines) {
+      const unsigned upper = threadIdx.x % 32 / kWarpRows;
 #pragma unroll
-    for (int step = 0; step < C::kStepsAtOnce; ++step) {
+      for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+        // Halos begin at multiples of eight lines.
+        const unsigned line = from + static_cast<unsigned>(rows.at[tile] * kLine), swap = line / kLine % 8;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int channel = 8 * (kTurn * C::kStepsAtOnce + step) + i / 2 * 4;
+        for (int step = 0; step < C::kStepsAtOnce; ++step) {
+          const unsigned piece = 2 * (kTurn * C::kStepsAtOnce + step) + upper;
+          load_matrices(line + (piece ^ swap) * 16, a.words[tile][step]);
+        }
+      }
+    } else {
 #pragma unroll
-        for (int tile = 0; tile < C::kPlaceTiles; ++tile)
-          a.words[tile][step][i] = load_word(rows.at[tile][i % 2] + (from + channel * pitch));
+      for (int step = 0; step < C::kStepsAtOnce; ++step) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int channel = 8 * (kTurn * C::kStepsAtOnce + step) + i / 2 * 4;
+#pragma unroll
+          for (int tile = 0; tile < C::kPlaceTiles; ++tile)
+            a.words[tile][step][i] = load_word(rows.at[tile][i % 2] + (from + channel * pitch));
+        }
       }
     }
     a.phase = phase;
-    if constexpr (C::kSpans) clear_outside(p, rows, of_phase(columns) - tap * p.phases_w.shift_step, a.words);
+    if constexpr (C::kLongRows)
+      clear_outside(p, rows, of_phase(columns) - tap * p.phases_w.shift_step, a.words);
     if constexpr (C::kParts == 1) {
 #pragma unroll
       for (auto& tile : a.words) {
@@ -358,7 +403,7 @@ struct HaloReader {
       }
     }
     if constexpr (kTurn < C::kTurns - 1) return;
-    from -= static_cast<unsigned>(p.phases_w.shift_step * kSize);
+    from -= static_cast<unsigned>(p.phases_w.shift_step * kColumnBytes);
     if (++tap < of_phase(taps)) return;
     if (kPhases == 2 && phase == 0 && taps[kPhases - 1] > 0) return begin_phase(1);
     halo = 0;
@@ -386,7 +431,7 @@ __device__ inline unsigned wait_for_weight(const Params<T>& p, const HaloRing& r
 // products of a step, at most 32 of a sum, are summed by themselves, and so are those with second parts.
 template <typename C, int kPhases, typename T>
 __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& work, HaloRing& ring,
-                                            const HaloRows<C>& rows, HaloSums<C>& first,
+                                            const HaloPlaces<C>& rows, HaloSums<C>& first,
                                             HaloSums<C>& second) {
   using Reader = HaloReader<C, kPhases, T>;
   constexpr unsigned kWeightPart = C::kTileRows * kLine / 16;
@@ -450,7 +495,7 @@ __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& 
 // Sums the products of a piece of work, of both phases where there are two: `second` is not touched else.
 template <typename C, int kPhases, typename T>
 __device__ inline void multiply_halos(const Params<T>& p, const HaloWork& work, HaloRing& ring,
-                                      const HaloRows<C>& rows, HaloSums<C>& first, HaloSums<C>& second) {
+                                      const HaloPlaces<C>& rows, HaloSums<C>& first, HaloSums<C>& second) {
   using Reader = HaloReader<C, kPhases, T>;
   const int steps = work.steps;
 #pragma unroll
@@ -687,7 +732,7 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
                                                     const HaloWorks<C>& slots) {
   const int group = static_cast<int>(threadIdx.x) / 128;
   const unsigned lines = output + group * static_cast<unsigned>(p.shared.output_bytes);
-  const HaloRows<C> rows(p);
+  const HaloPlaces<C> rows(p);
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const int slot = ring.work.stage;
     wait(ring.barriers.work_full + 8 * slot, ring.work.parity);
@@ -778,12 +823,16 @@ cudaError_t launch_halo_gemm_for(const Problem& problem, const ImplicitGemmLaunc
     if constexpr (!kHaloGemmConfigs[kIndex].fits_halos(1, kParts)) {
       return cudaErrorInvalidValue;
     } else {
-      using Rows = HaloConfig<kIndex, kParts, false>;
-      using Spans = HaloConfig<kIndex, kParts, true>;
+      const auto launch_layout = [&](auto layout) {
+        using C = HaloConfig<kIndex, kParts, decltype(layout)::value>;
+        return launch_kernel<C>(halo_gemm_kernel<C, T>, problem, launch, workspace, stream);
+      };
+      using Layout = HaloLayout;
+      if (launch.halo_lines) return launch_layout(std::integral_constant<Layout, Layout::kLines>{});
       // Of a flat tile nothing lies beside the image.
-      return launch.halo_pitch > 0 && !launch.flat
-                 ? launch_kernel<Spans>(halo_gemm_kernel<Spans, T>, problem, launch, workspace, stream)
-                 : launch_kernel<Rows>(halo_gemm_kernel<Rows, T>, problem, launch, workspace, stream);
+      if (launch.halo_pitch > 0 && !launch.flat)
+        return launch_layout(std::integral_constant<Layout, Layout::kLongRows>{});
+      return launch_layout(std::integral_constant<Layout, Layout::kRows>{});
     }
   }
 }

@@ -1302,13 +1302,18 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
   const void* const address = t.turns_input ? workspace : problem.input;
   // Halos are rounded, or split, by those who read them.
   const auto type = t.halos ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : kTensorType<T>;
-  TensorBox box = {type, address, {}, {}, {}, !t.halos};
+  TensorBox box = {type, address, {}, {}, {}, !t.halos || t.halo_lines};
   const auto set = [&box](int i, int64_t side, int64_t pitch, int part) {
     box.sides[i] = side;
     if (i > 0) box.pitches[i - 1] = pitch * kSize;
     box.box[i] = part;
   };
-  if (t.halos) {
+  if (t.halo_lines) {
+    set(0, problem.cin_per_group, 1, t.chunk());
+    set(1, w, in.w, t.halo_cols);
+    set(2, h, in.h, p.share_rows);
+    set(3, n, in.n, p.share_images);
+  } else if (t.halos) {
     const bool long_rows = t.halo_pitch > 0;
     set(0, long_rows ? w * h : w, 1, t.halo_cols);
     set(1, problem.cin_per_group, in.c, t.chunk());
@@ -1464,8 +1469,8 @@ cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, co
   constexpr int kSize = sizeof(T);
   p.store_elements = aligned_bytes(problem.output, t.store_elements * kSize) / kSize;
   p.output_channels_last = problem.output_channels_last;
-  p.halo_stores_pairs =
-      p.store_elements >= 2 && t.fold_w * t.phases_together >= 2 && p.activation.is_identity();
+  p.halo_stores_pairs = p.store_elements >= 2 && p.activation.is_identity() &&
+                        (problem.output_channels_last || t.fold_w * t.phases_together >= 2);
   p.after_turning = t.turns_input || t.turns_weight;
   cudaError_t error = make_input_map(problem, t, workspace, p);
   if (error == cudaSuccess) error = make_weight_map(problem, t, workspace, p);

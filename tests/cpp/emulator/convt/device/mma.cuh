@@ -6,7 +6,16 @@
 
 namespace convt {
 
-// Lane i passes the address of row i % 8 of matrix i / 8, and receives elements 2 * (lane % 4), + 1 of column
+// Lane i passes the address of row i % 8 of matrix i / 8, and receives word lane % 4 of row lane / 4 of each.
+inline void load_matrices(unsigned address, unsigned (&r)[4],
+                          emulator::Where where = emulator::Where::current()) {
+  const uint4* const rows = emulator::exchange({address, 0, 0, 0}, "ldmatrix", where);
+  const unsigned lane = threadIdx.x % 32;
+  for (unsigned i = 0; i < 4; ++i)
+    std::memcpy(&r[i], emulator::shared_at(rows[8 * i + lane / 4].x, 16, 16) + lane % 4 * 4, sizeof(r[i]));
+}
+
+// The same, and receives elements 2 * (lane % 4), + 1 of column
 // lane / 4 of each.
 inline void load_transposed(unsigned address, unsigned (&r)[4],
                             emulator::Where where = emulator::Where::current()) {
