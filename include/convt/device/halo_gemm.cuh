@@ -334,6 +334,7 @@ struct HaloReader {
   unsigned offsets[kPhases];            // in bytes
   int phase = 0, tap = 0;
   unsigned halo = 0, from = 0;  // the halo that is read, and where it is
+  unsigned finished = 0;        // the barrier of one whose words are on their way
 
   __device__ HaloReader(const Params<T>& params, HaloRing& halos, const HaloPlaces<C>& own_rows,
                         const HaloWork& work)
@@ -407,15 +408,22 @@ struct HaloReader {
     if (++tap < of_phase(taps)) return;
     if (kPhases == 2 && phase == 0 && taps[kPhases - 1] > 0) return begin_phase(1);
     halo = 0;
+    finished = ring.barriers.halo_empty + 8 * ring.halo.stage;
+    ring.halo.next(p.halo_stages);
+  }
+
+  // Gives back a halo that has been read, once products take the last of its words: an arrival does not wait
+  // for loads on their way.
+  __device__ void give_back_halo() {
+    if (finished == 0) return;
     __syncwarp();
-    const unsigned empty = ring.barriers.halo_empty + 8 * ring.halo.stage;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if (p.cluster_rows == 1) {
-      if (lane == 0) arrive(empty);
+      if (lane == 0) arrive(finished);
     } else if (lane < p.cluster_rows) {
-      arrive_at(empty, lane);
+      arrive_at(finished, lane);
     }
-    ring.halo.next(p.halo_stages);
+    finished = 0;
   }
 };
 
@@ -462,6 +470,7 @@ __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& 
       }
     }
     wgmma_commit();
+    reader.give_back_halo();
     if (kTurn < kLast || !is_last) reader.template read<(kTurn < kLast ? kTurn + 1 : 0)>(whole);
     wgmma_wait<0>();
     const auto add = [&](HaloSums<C>& sums) {
@@ -520,6 +529,7 @@ __device__ inline void multiply_halos(const Params<T>& p, const HaloWork& work, 
         multiply_fragment<C::kTileRows>(sums[tile], a.words[tile][i], weight + i * kLineStep, 1);
     }
     wgmma_commit();
+    reader.give_back_halo();
     if (kTurn < kLast || !is_last) reader.template read<(kTurn < kLast ? kTurn + 1 : 0)>(b);
     wgmma_wait<0>();
 #pragma unroll
