@@ -430,6 +430,8 @@ def _expanded(x: Tensor) -> Tensor:
     return x[..., :1, :1, :].expand(x.shape)
 
 
+# The largest float32 that does not become infinite when it is rounded to TF32.
+LARGEST_ROUNDED = float.fromhex("0x1.ffdffep127")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": _contiguous,
     "channels_last": _channels_last,

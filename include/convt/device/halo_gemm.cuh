@@ -3,9 +3,9 @@
 // memory. Here the operands change places. Rows of a product are output places, its columns output channels,
 // and the rows come from registers, which may be filled in any order and computed on the way:
 //
-//   A   a halo of the input, as tensor copies bring it. Lanes read fragments of 16 places and 8 channels, and
-//       round them to TF32, or split them. The taps of a row of the filter read the same halo, each from
-//       another column on; so do those of two phases along W that are multiplied together.
+//   A   a halo of the input, as tensor copies bring it: rounded to TF32, or whole. Lanes read fragments of 16
+//       places and 8 channels, and split them in IEEE. The taps of a row of the filter read the same halo,
+//       each from another column on; so do those of two phases along W that are multiplied together.
 //         NCHW   [image][row][chunk channel][column], read word by word. Copies begin at multiples of 16
 //                bytes, so there are up to three columns more on the left. The halo's width is such that the
 //                four channels and eight places of lanes that read together are in different banks
@@ -393,16 +393,6 @@ struct HaloReader {
     a.phase = phase;
     if constexpr (C::kLongRows)
       clear_outside(p, rows, of_phase(columns) - tap * p.phases_w.shift_step, a.words);
-    if constexpr (C::kParts == 1) {
-#pragma unroll
-      for (auto& tile : a.words) {
-#pragma unroll
-        for (auto& fragment : tile) {
-#pragma unroll
-          for (unsigned& word : fragment) word = round_word(word);
-        }
-      }
-    }
     if constexpr (kTurn < C::kTurns - 1) return;
     from -= static_cast<unsigned>(p.phases_w.shift_step * kColumnBytes);
     if (++tap < of_phase(taps)) return;

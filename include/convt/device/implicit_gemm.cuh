@@ -1300,8 +1300,8 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
   const int64_t w = problem.w.input, h = problem.h.input;
   const int64_t n = t.halos ? problem.batch : problem.batch * t.parts;
   const void* const address = t.turns_input ? workspace : problem.input;
-  // Halos are rounded, or split, by those who read them.
-  const auto type = t.halos ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : kTensorType<T>;
+  // Halos are split by those who read them.
+  const auto type = t.halos && t.parts > 1 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : kTensorType<T>;
   TensorBox box = {type, address, {}, {}, {}, !t.halos || t.halo_lines};
   const auto set = [&box](int i, int64_t side, int64_t pitch, int part) {
     box.sides[i] = side;

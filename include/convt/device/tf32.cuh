@@ -17,13 +17,6 @@ inline constexpr float kLeastAboveTf32 = 0x1.ffep127f;
 // Half of the last digit that TF32 keeps, as what is added to a number's bits.
 inline constexpr unsigned kHalfOfLastTf32 = 1u << 12;
 
-// Rounds a number to nearest, ties away from zero, or leaves it where that would make it infinite; digits
-// that tensor cores leave out stay. Of a NaN those may be all, but the hardware's own has others.
-__device__ inline unsigned round_word(unsigned bits) {
-  const float x = __uint_as_float(bits);
-  return fabsf(x) < kLeastAboveTf32 ? bits + kHalfOfLastTf32 : __float_as_uint(max_or_nan(x, x));
-}
-
 // The second part of an operand is multiplied by this, so that it has all its digits where the first is
 // hardly above the least normal number. Twice as much would overflow above the largest first part.
 inline constexpr float kSecondPartScale = 2048.0f;
