@@ -207,50 +207,101 @@ struct Search {
     return 7000 + shares + splits + boxes + turn + (t.flat && parts == 1 ? 0.98 : 1) * std::max(all, memory);
   }
 
-  // The same of launches with halos.
+  // The same of launches with halos, with weights fitted to some 750 timed launches of 24 layers.
   double halo_cycles(const ImplicitGemmLaunch& t) const {
     const ImplicitGemmConfig& sizes = t.sizes();
-    const double works = static_cast<double>(t.works()) * t.cluster();
-    const double rounds = std::ceil(works / t.grid);
     const auto number = [](int64_t n) { return static_cast<double>(n); };
+    const double works = works_of(t) * t.cluster();
+    const double rounds = std::ceil(works / t.grid);
+    // Of a multiprocessor, which has one block or two.
+    const double own_works = std::ceil(works / std::min(t.grid, device.sm_count));
+    const bool two_blocks = sizes.single && own_works > 1;
     const double kernel = number(problem.h.kernel * problem.w.kernel);
-    // Of a piece of work.
-    const double steps = kernel * t.chunks / number(t.phases());
+    // Of a piece of work: for each chunk of channels, and all.
+    const double taps = kernel / number(t.phases());
+    const double steps = taps * t.chunks;
     const double most_steps = number(most_taps(t.phases_h)) * t.chunks *
                               (t.phases_together == 1 ? most_taps(t.phases_w) : number(problem.w.kernel));
     const double phases_w = number(phases_reached(t.phases_w)) / t.phases_together;
-    const double halos = number(problem.h.kernel) / problem.h.stride * t.chunks *
+    const double halos = number(problem.h.kernel) / number(problem.h.stride) *
                          std::min(1.0, std::ceil(phases_w) * t.phases_together / t.phases_w.stride);
-    // Products keep tensor cores busy for most of the time; with 64 output channels shared memory is.
-    const double kept_busy = parts > 1 ? 0.8 : sizes.rows == 32 ? 0.6 : sizes.rows == 64 ? 0.78 : 0.84;
-    const double products = sizes.rows * sizes.pixels * 32.0 / 1024 * (parts > 1 ? 3 : 1) / kept_busy;
-    // A row of a copy takes two cycles, or as long as its bytes do.
-    const double row = std::max(2.0, t.halo_cols * 4.0 / 64);
-    const double halo_rows = t.images * (t.rows / t.halo_rows) * (t.halo_lines ? t.halo_cols : 32.0);
-    const double halo = halo_rows * (t.halo_lines ? 2 : row) * (t.cluster_rows > 1 ? 0.75 : 1);
-    const double weights = 0.0129 * kImplicitGemmLine * parts * sizes.rows * (t.cluster_pixels > 1 ? 0.8 : 1);
-    const double copies = halos * halo + steps * weights;
-    const double all_products = steps * products;
-    const double waits = t.shares_copies() ? 1.04 : 1;
-    const double sums = std::max(all_products, copies) * waits + 0.2 * std::min(all_products, copies);
-    const double output = number(size * problem.output_elements());
-    const double bytes = number(size) * sizes.rows * sizes.pixels * t.phases_together;
-    const bool lines = problem.output_channels_last;
-    const bool pairs = t.store_elements >= 2 && (lines || fold_w * t.phases_together >= 2);
-    const bool side_by_side = lines || problem.w.stride == t.phases_together;
-    double store = pairs ? 0.05 : side_by_side ? 0.055 : 0.14;
-    if (!side_by_side && output >= 32e6) store = 0.25;
-    const double stores = 1300 + store * bytes;
-    // A second block multiplies while this one stores.
-    const double work = sizes.single ? std::max(sums, stores) + 0.25 * std::min(sums, stores) : sums + stores;
-    const double resident = sizes.single ? 2 : 1;
-    const double late = rounds < 4 ? (most_steps - steps) * products : 0;
-    const double all = rounds * resident * work + late;
-    const double input = number(size * problem.batch * problem.h.input * problem.w.input * problem.cin());
+    const double step = halo_step_cycles(t, halos / taps, two_blocks);
+    const double sums = steps * step;
+    // Others multiply while a block or warpgroup stores, for some of the time, but for the last work.
+    const bool pairs = fold_w * t.phases_together >= 2;
+    const double store = problem.output_channels_last ? 0.084 : pairs ? 0.072 : 0.152;  // of a byte
+    const double stores = 150 + store * number(size) * sizes.rows * sizes.pixels * t.phases_together;
+    const double hidden = (parts > 1 ? 0.15 : 0.3) * std::min(sums, stores);
+    // Phases with many taps and with few even out after some rounds.
+    const double late = rounds < 4 ? (most_steps - steps) * step * (two_blocks ? 2 : 1) : 0;
+    const double all = own_works * (sums + stores) - (own_works - 1) * hidden + late;
+    const double memory = halo_memory_cycles(t);
     const double weight = number(size * problem.cin() * problem.cout_per_group) * kernel;
-    const double turn = t.turns_weight ? 2500 + 0.0015 * (1 + parts) / 2 * weight : 0;
-    const double memory = 0.00057 * (input + output);
-    return 7000 + (t.shares_copies() ? 1100 + 400 * rounds : 0) + turn + std::max(all, memory);
+    const double turn = t.turns_weight ? 2500 + 0.00053 * (1 + parts) / 2 * weight : 0;
+    const double shares = t.shares_copies() ? 5250 + 140 * rounds : 0;
+    return 8600 + shares + turn + std::max(all, memory) + 0.1 * std::min(all, memory);
+  }
+
+  // Of a multiprocessor, for a step of one block, which brings so many halos: what it waits for most.
+  double halo_step_cycles(const ImplicitGemmLaunch& t, double halos, bool two_blocks) const {
+    const ImplicitGemmConfig& sizes = t.sizes();
+    const int products = parts > 1 ? 3 : 1;
+    const double tensor = sizes.rows * sizes.pixels / 32.0 * products;
+    // Shared memory hands out the words of A, and B to each product of 64 places; copies write it.
+    const double halo_bytes = static_cast<double>(t.halo_bytes());
+    const double shared = sizes.pixels * (bank_conflicts(t) + sizes.rows / 64.0 * products) +
+                          sizes.rows * parts + halos * halo_bytes / kImplicitGemmLine;
+    // A warpgroup waits for its products before it begins others, in one or two turns of a step
+    // (HaloConfig), and splits words in between; another one multiplies meanwhile.
+    const bool two_turns = sizes.pixels / sizes.groups() == 128 && (parts > 1 || sizes.rows == 64);
+    const double split = parts > 1 ? 5.25 * sizes.pixels / sizes.groups() : 0;
+    const double own_products = (parts > 1 ? 1.85 : 1.58) * tensor / sizes.groups();
+    const double alone = own_products + split + (parts > 1 ? 450 : 166) * (two_turns ? 2 : 1);
+    const double warpgroup = alone / (two_blocks ? 2 : 1);
+    // Copies: the weight, which comes from L2 faster, and the halo, row by row.
+    const double weight = kImplicitGemmLine * parts * sizes.rows / 56.0;
+    const double rows = t.halo_lines ? 0 : 32.0 * t.images * (t.rows / t.halo_rows);
+    const double halo = 3.5 * rows + halo_bytes / 36;
+    // Split operands wait for products, and gain nothing from what blocks share.
+    const double copies = weight * (parts == 1 && t.cluster_pixels > 1 ? 0.6 : 1) +
+                          halos * halo * (parts == 1 && t.cluster_rows > 1 ? 0.8 : 1);
+    // What lies beside the image is made zero before words are multiplied.
+    const bool long_rows = t.halo_pitch > 0 && !t.flat;
+    const double zeros = long_rows ? (sizes.single ? 0.75 : 1.4) * sizes.pixels : 0;
+    return std::max({0.95 * tensor, 1.05 * shared, warpgroup, copies}) + zeros;
+  }
+
+  // Cycles in which each lane gets a word of a halo: one if their channels and places are in different banks
+  // (set_halo_cols), which those at the ends of rows are not.
+  static double bank_conflicts(const ImplicitGemmLaunch& t) {
+    if (t.halo_lines) return 1;
+    if (t.halo_cols % 16 != 8) return 2;
+    const bool long_rows = t.halo_pitch > 0 && !t.flat;
+    return t.cols % 8 == 0 || long_rows ? 1 : 1 + std::min(1.0, 5.0 / t.cols);
+  }
+
+  // What memory takes for a launch with halos.
+  double halo_memory_cycles(const ImplicitGemmLaunch& t) const {
+    const auto bytes = [this](int64_t n) { return static_cast<double>(size * n); };
+    const double input = bytes(problem.batch * problem.h.input * problem.w.input * problem.cin());
+    const double output = bytes(problem.output_elements());
+    double torn = 0;  // sectors that are written in parts, where L2 does not put them together
+    if (!problem.output_channels_last && output >= 32e6) {
+      // A tile's outputs that follow each other: of a row, or of whole rows of all phases.
+      int64_t run = int64_t{t.cols} * t.phases_together * fold_w * size;
+      int64_t row = problem.w.output * fold_w * size;
+      if (t.flat) {
+        const bool whole_rows = t.cols % problem.w.input == 0 && t.phases() == 1;
+        run = whole_rows ? run * fold_h : std::min(run, row);
+        if (whole_rows) row = run;
+      }
+      if (problem.w.stride != t.phases_together) {
+        torn = 1.27 * static_cast<double>(problem.w.stride);
+      } else if (row % kSector != 0 || run % kSector != 0) {
+        torn = 5 * std::sqrt(static_cast<double>(kSector) / static_cast<double>(run));
+      }
+    }
+    return 0.000606 * (input + output * (1 + torn));
   }
 
   // launch.works(), which may be more than a number has.
@@ -306,12 +357,8 @@ struct Search {
       launch.cluster_rows = rows;
       launch.cluster_pixels = pixels;
       if (rows > launch.cout_tiles || pixels > launch.pixel_tiles) continue;
-      if (rows > 1 && launch.halos) {
-        // Whole parts of what is copied.
-        if (launch.images % rows != 0 && (launch.images > 1 || launch.rows % (rows * launch.halo_rows) != 0))
-          continue;
-        if (launch.halo_lines && launch.images * launch.rows / rows * launch.halo_cols % 8 != 0) continue;
-      } else if (rows > 1 && !launch.blocks) {
+      if (launch.halos && (rows > 1 || (pixels > 1 && parts > 1))) continue;
+      if (rows > 1 && !launch.blocks) {
         // Parts of a tile are whole eights of lines.
         const int lines = launch.images * launch.rows * launch.cols;
         const bool divides_side =

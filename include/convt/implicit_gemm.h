@@ -30,8 +30,10 @@ struct ImplicitGemmConfig {
   // Of halo_gemm, whether a warpgroup has registers for the sums of a tile: of `phases`, or for those of
   // split operands, which are there twice more.
   constexpr bool fits_halos(int phases, int parts) const {
-    const int sums = rows * pixels / groups();
-    return parts > 1 ? sums <= 64 * 64 : sums * phases <= 128 * 128;
+    const int sums = rows * pixels / groups(), least = 64 * 64;
+    // Products of smaller tiles wait for shared memory: they are for split operands.
+    if (rows == 64 && sums == least) return parts > 1;
+    return parts > 1 ? sums <= least : sums * phases <= 128 * 128;
   }
 };
 
@@ -41,9 +43,9 @@ inline constexpr ImplicitGemmConfig kImplicitGemmConfigs[] = {
 inline constexpr int kImplicitGemmConfigCount =
     static_cast<int>(sizeof(kImplicitGemmConfigs) / sizeof(kImplicitGemmConfigs[0]));
 // Those of halo_gemm.
-inline constexpr ImplicitGemmConfig kHaloGemmConfigs[] = {
-    {128, 256, false},      {128, 128, false},      {64, 256, false},     {128, 64, false, true},
-    {64, 128, false, true}, {32, 128, false, true}, {64, 64, false, true}};
+inline constexpr ImplicitGemmConfig kHaloGemmConfigs[] = {{128, 256, false},      {128, 128, false},
+                                                          {64, 256, false},       {64, 128, false, true},
+                                                          {32, 128, false, true}, {64, 64, false, true}};
 inline constexpr int kHaloGemmConfigCount =
     static_cast<int>(sizeof(kHaloGemmConfigs) / sizeof(kHaloGemmConfigs[0]));
 

@@ -473,7 +473,7 @@ void check_col2im(const Problem& p, const convt::Col2imLaunch& launch, const Dev
   CHECK(launch.window_w == p.w.input || launch.align_w % pixels == 0, context);
 }
 
-// Halos hold what taps read, begin where copies may, and are divided among blocks in whole copies.
+// Halos hold what taps read, and begin where copies may.
 void check_halos(const Problem& p, const convt::ImplicitGemmLaunch& launch, const DeviceLimits& device,
                  const std::string& context) {
   const convt::ImplicitGemmConfig& sizes = launch.sizes();
@@ -492,12 +492,7 @@ void check_halos(const Problem& p, const convt::ImplicitGemmLaunch& launch, cons
   // What is copied at once.
   CHECK(launch.halo_cols % vector == 0 && launch.halo_cols <= 256, context);
   CHECK(launch.halo_rows >= 1 && launch.rows % launch.halo_rows == 0, context);
-  CHECK(launch.cluster_rows == 1 || launch.images % 2 == 0 ||
-            (launch.images == 1 && launch.rows / launch.halo_rows % 2 == 0),
-        context);
-  CHECK(launch.cluster_rows == 1 || !launch.halo_lines ||
-            launch.images * launch.rows / 2 * launch.halo_cols % 8 == 0,
-        context);
+  CHECK(launch.cluster_rows == 1, context);
   CHECK(launch.halo_rows == 1 || launch.halo_pitch > 0, context);
   CHECK(!launch.halo_lines || (launch.halo_pitch == 0 && !launch.flat && launch.phases_together == 1),
         context);

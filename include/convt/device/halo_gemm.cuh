@@ -145,34 +145,37 @@ __device__ inline void load_weights(const Params<T>& p, unsigned stages, const H
   });
 }
 
+// Where the box of a halo begins.
+template <typename C>
+__device__ inline BoxPlace halo_box(int channel, int column, int row, int image, int group) {
+  return C::kLines ? BoxPlace{channel, column, row, image, group}
+                   : BoxPlace{column, channel, row, image, group};
+}
+
 template <typename C, typename T>
 __device__ inline void load_halos(const Params<T>& p, unsigned halos, const HaloBarriers& barriers) {
-  const Loader<C, T> loader{p};
   prefetch_map(p.input_map);
   const bool long_rows = p.halo_pitch > 0;
-  const int copies = long_rows ? p.share_rows / p.halo_rows : 1;
+  const int copies = long_rows ? p.rows / p.halo_rows : 1;
   const unsigned box_bytes = static_cast<unsigned>(p.halo_cols) * kLine;  // of a row, or part of a long one
-  const int first_box = long_rows ? loader.first_row / p.halo_rows * p.images + loader.first_image
-                                  : loader.first_image * p.rows + loader.first_row;
   Turn turn = {0, 1};
   visit_works<C>(p, [&](const Work& work) {
-    const Origin at = loader.locate(work);
+    const Origin at = locate_lines(p, work.tile);
     const HaloTaps<C, T> taps(p, work, at.w);
     visit_halos(p, work, taps, [&](int, int shift, int chunk) {
       wait(barriers.halo_empty + 8 * turn.stage, turn.parity);
       const unsigned full = barriers.halo_full + 8 * turn.stage;
       arrive_and_expect(full, p.halo_bytes);
-      unsigned to = halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes) + first_box * box_bytes;
-      BoxPlace place = {taps.column, chunk * Loader<C, T>::kChunk, at.h + shift, at.image, work.group};
-      if constexpr (C::kLines)
-        place = {chunk * Loader<C, T>::kChunk, taps.column, at.h + shift, at.image, work.group};
+      unsigned to = halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes);
+      BoxPlace place =
+          halo_box<C>(chunk * Loader<C, T>::kChunk, taps.column, at.h + shift, at.image, work.group);
       if (long_rows) {
         place.at[0] += place.at[2] * p.halo_pitch;
         place.at[2] = 0;
       }
 #pragma unroll 1
       for (int i = 0; i < copies; ++i) {
-        loader.copy(loader.same_pixels, loader.shares_input, to, p.input_map, place, full);
+        copy_box(to, p.input_map, place, full);
         to += p.images * box_bytes;
         place.at[0] += p.halo_rows * p.halo_pitch;
       }
@@ -407,12 +410,7 @@ struct HaloReader {
   __device__ void give_back_halo() {
     if (finished == 0) return;
     __syncwarp();
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (p.cluster_rows == 1) {
-      if (lane == 0) arrive(finished);
-    } else if (lane < p.cluster_rows) {
-      arrive_at(finished, lane);
-    }
+    if (threadIdx.x % 32 == 0) arrive(finished);
     finished = 0;
   }
 };
@@ -777,7 +775,7 @@ __global__ void __launch_bounds__(C::kBlockThreads, C::kResidentBlocks)
     }
     for (int i = 0; i < p.halo_stages; ++i) {
       init_barrier(barriers.halo_full + 8 * i, 1);
-      init_barrier(barriers.halo_empty + 8 * i, kWarps * p.cluster_rows);
+      init_barrier(barriers.halo_empty + 8 * i, kWarps);
     }
     for (int i = 0; i < kHaloGemmWorks; ++i) {
       init_barrier(barriers.work_full + 8 * i, kPreparers / 32);
