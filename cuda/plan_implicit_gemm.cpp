@@ -19,6 +19,7 @@ constexpr int64_t kMaxPitch = int64_t{1} << 39;
 constexpr int64_t kSector = 32;  // bytes
 constexpr int kMaxBox = 256;     // elements of a tensor copy along a side
 constexpr int kLeastStages = 3;  // where there is a choice
+constexpr int kMostKept = 64;    // stages that keep a weight
 
 // Whether a tensor map can have this distance between the neighbours of a dimension, which must not overlap:
 // each holds `least` elements of `size` bytes.
@@ -304,10 +305,45 @@ struct Search {
     return 0.000606 * (input + output * (1 + torn));
   }
 
+  // The same of products that take all taps of a row of the filter. Tiles of two warpgroups of NCHW were
+  // timed: a warpgroup is bound by what it does one after the other, and memory by itself. That more
+  // warpgroups share tensor cores is an expectation.
+  double row_taps_cycles(const ImplicitGemmLaunch& t) const {
+    const ImplicitGemmConfig& sizes = t.sizes();
+    const auto number = [](int64_t n) { return static_cast<double>(n); };
+    const double columns = sizes.rows * sizes.row_taps;
+    const double steps = number(problem.h.kernel) / number(problem.h.stride) * t.chunks;
+    const double weight = t.keeps_weight ? 0 : columns * kImplicitGemmLine / 56.0;
+    const double step = std::max({2.2 * columns * sizes.groups(), 800 + 0.53 * columns,
+                                  weight + sizes.groups() * static_cast<double>(t.halo_bytes()) / 36});
+    const double input = number(problem.batch * problem.h.input * problem.w.input * problem.cin());
+    const double memory = 0.00054 * size * (input + number(problem.output_elements()));
+    return 11000 + std::ceil(works_of(t) / t.grid) * steps * step + memory;
+  }
+
   // launch.works(), which may be more than a number has.
   double works_of(const ImplicitGemmLaunch& launch) const {
     return static_cast<double>(launch.cout_groups()) * static_cast<double>(launch.pixel_groups()) *
            static_cast<double>(launch.phases()) * static_cast<double>(launch.groups);
+  }
+
+  // Of halos: gives each part of the weight a stage that keeps it, if there is room and all works of a thread
+  // block take the same; else false.
+  template <typename Fits>
+  bool keep_weight(ImplicitGemmLaunch& launch, const Fits& fits) const {
+    const int64_t stages = problem.h.kernel * launch.chunks;
+    const int64_t couts = ceil_div(problem.cout_per_group, launch.sizes().rows);
+    if (launch.groups > 1 || launch.phases() > 1 || device.sm_count % couts != 0 || stages > kMostKept)
+      return false;
+    launch.stages = static_cast<int>(stages);
+    const int groups = launch.sizes().groups();
+    for (int each = kImplicitGemmMaxStages; each >= 2; --each) {
+      launch.halo_stages = each * groups;
+      if (!fits()) continue;
+      launch.keeps_weight = true;
+      return true;
+    }
+    return false;
   }
 
   // Sets as many stages as there is room for; false if too few.
@@ -321,14 +357,17 @@ struct Search {
       return launch.shared_bytes <= static_cast<size_t>(room);
     };
     if (launch.halos) {
+      if (launch.sizes().row_taps > 1 && keep_weight(launch, fits)) return true;
       // Of both in turns.
-      launch.stages = launch.halo_stages = 2;
+      const int rings = launch.sizes().row_taps > 1 ? launch.sizes().groups() : 1;  // of halos
+      launch.stages = 2;
+      launch.halo_stages = 2 * rings;
       if (!fits()) return false;
       for (int most = 3; most <= kImplicitGemmMaxStages; ++most) {
-        for (int* stages : {&launch.halo_stages, &launch.stages}) {
-          if (*stages + 1 < most) continue;
-          ++*stages;
-          if (!fits()) --*stages;
+        for (const auto& [stages, step] : {std::pair{&launch.halo_stages, rings}, {&launch.stages, 1}}) {
+          if (*stages != (most - 1) * step) continue;
+          *stages += step;
+          if (!fits()) *stages -= step;
         }
       }
       return fits();
@@ -357,7 +396,7 @@ struct Search {
       launch.cluster_rows = rows;
       launch.cluster_pixels = pixels;
       if (rows > launch.cout_tiles || pixels > launch.pixel_tiles) continue;
-      if (launch.halos && (rows > 1 || (pixels > 1 && parts > 1))) continue;
+      if (launch.halos && (rows > 1 || (pixels > 1 && (parts > 1 || sizes.row_taps > 1)))) continue;
       if (rows > 1 && !launch.blocks) {
         // Parts of a tile are whole eights of lines.
         const int lines = launch.images * launch.rows * launch.cols;
@@ -371,7 +410,9 @@ struct Search {
       const int64_t resident = device.sm_count * (sizes.single ? 2 : 1) / launch.cluster();
       if (resident == 0) continue;
       launch.grid = static_cast<int>(std::min<int64_t>(launch.works(), resident) * launch.cluster());
-      visit(launch, launch.halos ? halo_cycles(launch) : cycles(launch));
+      visit(launch, sizes.row_taps > 1 ? row_taps_cycles(launch)
+                    : launch.halos     ? halo_cycles(launch)
+                                       : cycles(launch));
     }
   }
 
@@ -549,6 +590,7 @@ struct Search {
     if (launch.halo_lines ? launch.flat || !convt::reads_lines(problem) : !reads_halos(problem, launch.flat))
       return;
     if (!launch.sizes().fits_halos(1, parts)) return;
+    if (launch.sizes().row_taps > 1) return consider_row_taps(launch);
     // Columns of products beyond the output channels cost as much as others.
     const int rows = launch.sizes().rows;
     if (rows > 32 && problem.cout_per_group <= rows / 2) return;
@@ -582,13 +624,27 @@ struct Search {
     }
   }
 
+  // Lets products take all taps of a row of the filter together: rows of outputs that overlap by their taps.
+  void consider_row_taps(ImplicitGemmLaunch launch) const {
+    const ImplicitGemmConfig& sizes = launch.sizes();
+    const Axis& w = problem.w;
+    if (launch.flat || w.stride != 1 || w.dilation != 1 || w.kernel != sizes.row_taps || fold_h > 1) return;
+    if (problem.cout_per_group <= sizes.rows / 2) return;
+    launch.cols = 64 - (sizes.row_taps - 1);
+    launch.tiles_w = ceil_div(launch.places_w, launch.cols);
+    // A row for each warpgroup, of one image or of several.
+    launch.rows = static_cast<int>(std::min<int64_t>(launch.places_h, sizes.groups()));
+    launch.tiles_h = ceil_div(launch.places_h, launch.rows);
+    consider_images(launch, static_cast<int>(std::min<int64_t>(sizes.groups() / launch.rows, problem.batch)));
+  }
+
   // Takes rows of a tile by themselves, or as parts of a long row.
   void consider_halo_rows(ImplicitGemmLaunch launch) const {
     if (set_halo_cols(launch)) consider(launch);
     // Whole rows, which begin at multiples of 16 bytes and follow each other.
     const int64_t w = problem.w.input;
     if (launch.halo_lines || launch.flat || launch.tiles_w > 1 || launch.rows == 1 ||
-        w * size % kAlignment != 0 || problem.input_stride.h != w)
+        launch.sizes().row_taps > 1 || w * size % kAlignment != 0 || problem.input_stride.h != w)
       return;
     launch.halo_pitch = static_cast<int>(w);
     for (launch.halo_rows = launch.rows; launch.halo_rows > 1; --launch.halo_rows) {
@@ -623,7 +679,9 @@ struct Search {
     const int64_t needed =
         ceil_div(most + int64_t{launch.halo_rows - 1} * launch.halo_pitch, vector) * vector;
     int64_t cols = needed;
-    if (!launch.halo_lines) {
+    if (!launch.halo_lines && launch.sizes().row_taps > 1) {
+      cols = kHaloGemmRowColumns;
+    } else if (!launch.halo_lines) {
       while (cols % 16 != 8) cols += vector;
       if (cols > needed * 5 / 4) {
         for (cols = needed; cols % 8 != 4;) cols += vector;

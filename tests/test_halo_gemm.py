@@ -32,11 +32,16 @@ G = Geometry
 KERNEL = "halo_gemm"
 # Rows of whole pieces of 16 bytes: copied by themselves and together; taps of two phases, several columns apart, or
 # none; columns beside the image on one side or both, or cropped; several tiles along each axis, images of few pixels,
-# images that are read as rows of any length; phases that are columns of one product; output channels that fill a tile
-# or do not, chunks of channels that fill the rings and that wrap around.
+# images that are read as rows of any length; phases that are columns of one product; rows whose taps are, of a weight
+# that stays in shared memory or does not; output channels that fill a tile or do not, chunks of channels that fill the
+# rings and that wrap around.
 GEOMETRIES = (
     G("k3", (2, 40, 10, 12), 70, (3, 3), padding=(1, 1)),
+    G("k3_wide", (2, 40, 7, 132), 70, (3, 3), padding=(1, 1)),
     G("k7_wide", (1, 33, 3, 300), 30, (3, 7), padding=(2, 3)),
+    G("k5_row", (5, 72, 1, 68), 60, (1, 5), groups=3),
+    G("k3_deep", (1, 600, 3, 64), 40, (3, 3), padding=(2, 0)),
+    G("k5s2_rows", (1, 40, 4, 72), 30, (3, 5), stride=(2, 1), padding=(1, 1)),
     G("k5_full", (2, 40, 5, 20), 40, (3, 5)),
     G("cropped", (1, 40, 9, 24), 40, (3, 3), padding=(3, 4)),
     G("k5s2", (3, 40, 6, 16), 130, (5, 5), stride=(2, 2), padding=(2, 2), output_padding=(1, 1)),
@@ -100,7 +105,7 @@ def test_layouts(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyP
 def test_kinds_of_launches(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The geometries have launches of every kind."""
     kinds = set()
-    names = "rows", "flat", "long_rows", "lines", "cluster", "warpgroups"
+    names = "rows", "flat", "long_rows", "lines", "cluster", "warpgroups", "row_taps", "keeps_weight"
     for given, layout in product(GEOMETRIES, ("contiguous", "channels_last")):
         geometry = in_layout(given, layout)
         x, w, b = geometry.tensors(torch.float32, "cuda")
@@ -113,8 +118,10 @@ def test_kinds_of_launches(precision: str, monkeypatch: pytest.MonkeyPatch) -> N
                 kinds.add(f"parts={fields['halo'].split('x')[0] != '1'}")
     expected = {"rows=64", "rows=32", "flat=0", "flat=1", "long_rows=0", "long_rows=1", "lines=0", "lines=1"}
     expected |= {"cluster=1x1", "phases=1", "phases=2", "folds=True", "folds=False", "parts=True", "parts=False"}
-    expected |= {"warpgroups=1"}
-    expected |= {"rows=128", "warpgroups=2", "cluster=1x2"} if precision == "tf32" else set()
+    expected |= {"warpgroups=1", "row_taps=1", "keeps_weight=0"}
+    if precision == "tf32":
+        expected |= {"rows=128", "warpgroups=2", "cluster=1x2", "row_taps=3", "row_taps=5", "row_taps=7"}
+        expected |= {"keeps_weight=1"}
     assert kinds >= expected, expected - kinds
 
 

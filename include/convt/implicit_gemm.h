@@ -21,8 +21,12 @@ struct ImplicitGemmConfig {
   // Of halo_gemm, whose warpgroups divide the pixels always. A single one leaves room for a second thread
   // block, which multiplies while this one stores.
   bool single = false;
+  // Of halo_gemm: taps of a row of the filter that products take together. Their columns are [tap][output
+  // channel] then, and a warpgroup's sums are of 64 inputs of one row, of which as many outputs are complete
+  // but for one less than the taps.
+  int row_taps = 1;
 
-  constexpr int groups() const { return single ? 1 : 2; }
+  constexpr int groups() const { return row_taps > 1 ? pixels / 64 : single ? 1 : 2; }
   // Of a warpgroup.
   constexpr int columns() const { return alternates || single || rows == 128 ? pixels : pixels / 2; }
   // Warpgroups between which a tile's pixels are divided.
@@ -31,6 +35,7 @@ struct ImplicitGemmConfig {
   // split operands, which are there twice more.
   constexpr bool fits_halos(int phases, int parts) const {
     const int sums = rows * pixels / groups(), least = 64 * 64;
+    if (row_taps > 1) return phases == 1 && parts == 1;
     // Products of smaller tiles wait for shared memory: they are for split operands.
     if (rows == 64 && sums == least) return parts > 1;
     return parts > 1 ? sums <= least : sums * phases <= 128 * 128;
@@ -43,9 +48,11 @@ inline constexpr ImplicitGemmConfig kImplicitGemmConfigs[] = {
 inline constexpr int kImplicitGemmConfigCount =
     static_cast<int>(sizeof(kImplicitGemmConfigs) / sizeof(kImplicitGemmConfigs[0]));
 // Those of halo_gemm.
-inline constexpr ImplicitGemmConfig kHaloGemmConfigs[] = {{128, 256, false},      {128, 128, false},
-                                                          {64, 256, false},       {64, 128, false, true},
-                                                          {32, 128, false, true}, {64, 64, false, true}};
+inline constexpr ImplicitGemmConfig kHaloGemmConfigs[] = {
+    {128, 256, false},          {128, 128, false},          {64, 256, false},
+    {64, 128, false, true},     {32, 128, false, true},     {64, 64, false, true},
+    {64, 192, false, false, 3}, {32, 256, false, false, 3}, {32, 192, false, false, 5},
+    {32, 128, false, false, 7}};
 inline constexpr int kHaloGemmConfigCount =
     static_cast<int>(sizeof(kHaloGemmConfigs) / sizeof(kHaloGemmConfigs[0]));
 
@@ -56,6 +63,7 @@ inline constexpr int kImplicitGemmMaxStages = 8;
 inline constexpr int kImplicitGemmColumnStep = 16;  // of the columns of a product
 inline constexpr int kImplicitGemmMaxSplits = 8;    // blocks of a cluster
 inline constexpr int kImplicitGemmWarpRows = 16;    // of a product
+inline constexpr int kHaloGemmRowColumns = 72;      // of halos of NCHW whose taps are taken together
 inline constexpr int kHaloGemmWorks = 2;            // pieces of work that halo_gemm prepares
 inline constexpr size_t kHaloGemmWorkBytes = 56;    // of each, besides places and biases
 
@@ -117,6 +125,7 @@ struct ImplicitGemmLaunch {
   bool halos = false;
   bool halo_lines = false;  // of NHWC: lines of channels
   int halo_cols = 0, halo_stages = 0;
+  bool keeps_weight = false;  // each stage has its part for all works of a thread block
   // Where not zero, an image's rows are copied as parts of one long row, this many columns from one row of a
   // tile to the next: those of the image, or of a flat tile. A copy then brings `halo_rows` of them in one
   // piece, and products take zeros for what lies beside the image.
@@ -141,7 +150,9 @@ struct ImplicitGemmLaunch {
   int lines() const { return halos ? 0 : columns() * sizes().shares(); }
   int chunk() const { return kImplicitGemmLine / element_size; }
   size_t halo_bytes() const {
-    return size_t{1} * images * (rows / halo_rows) * halo_cols * kImplicitGemmLine;
+    // Of taps together, a warpgroup has its own.
+    const int copied = sizes().row_taps > 1 ? 1 : images * (rows / halo_rows);
+    return size_t{1} * copied * halo_cols * kImplicitGemmLine;
   }
   int fold() const { return fold_h * fold_w; }
   bool shares_copies() const { return cluster_rows * cluster_pixels > 1; }
@@ -220,13 +231,15 @@ inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch)
   const ImplicitGemmConfig& sizes = launch.sizes();
   ImplicitGemmShared s;
   const size_t line_bytes = static_cast<size_t>(launch.parts) * kImplicitGemmLine;
-  s.weight_bytes = sizes.rows * line_bytes;
+  s.weight_bytes = sizes.rows * sizes.row_taps * line_bytes;
   s.stage_bytes = s.weight_bytes + launch.lines() * line_bytes;
   s.halos = launch.stages * s.stage_bytes;
   const size_t halo_alignment = launch.halo_lines ? 1024 : kImplicitGemmLine;
   s.halo_bytes = (launch.halo_bytes() + halo_alignment - 1) / halo_alignment * halo_alignment;
   s.output = (s.halos + launch.halo_stages * s.halo_bytes + 1023) / 1024 * 1024;
   s.output_bytes = std::max(kImplicitGemmOutputBytes, 4 * implicit_gemm_box_bytes(launch));
+  // Of taps together: what one warp passes to the next.
+  if (sizes.row_taps > 1) s.output_bytes = size_t{4} * (sizes.row_taps - 1) * sizes.rows * sizeof(float);
   s.places = s.output + sizes.groups() * s.output_bytes;
   const size_t halo_works =
       kHaloGemmWorks * (kHaloGemmWorkBytes + size_t{8} * sizes.pixels + size_t{4} * sizes.rows);

@@ -101,6 +101,15 @@ std::vector<Case> make_cases() {
       {"halos_dilated_s2", 2, 1, 40, 30, axis(7, 3, 2, 2, 1, 3), axis(12, 4, 2, 1, 0, 3)},
       {"halos_row", 5, 1, 40, 50, axis(1, 1, 1), axis(100, 4, 2, 1)},
       {"halos_k1x8s8", 5, 1, 40, 24, axis(1, 1, 1), axis(92, 8, 8)},
+      // Rows whose taps are taken together, of several tiles, with a weight that stays or, of groups, of many
+      // channels or of phases, does not.
+      {"halos_row_taps", 3, 1, 40, 70, axis(7, 3, 1, 1), axis(132, 3, 1, 1)},
+      {"halos_row_taps_wide", 1, 1, 33, 60, axis(4, 2, 1), axis(120, 7, 1, 3)},
+      {"halos_row_taps_groups", 3, 2, 40, 24, axis(1, 1, 1), axis(68, 5, 1)},
+      {"halos_row_taps_deep", 1, 1, 300, 40, axis(3, 3, 1, 2), axis(64, 3, 1)},
+      {"halos_row_taps_phases", 1, 1, 40, 30, axis(4, 3, 2, 1), axis(72, 5, 1, 1)},
+      {"halos_row_taps_folds", 2, 1, 40, 33, axis(4, 2, 2), axis(63, 3, 1, 1)},
+      {"halos_row_taps_nhwc", 2, 1, 40, 66, axis(5, 3, 1, 1), axis(70, 3, 1, 1), true},
       {"halos_groups", 2, 3, 24, 20, axis(6, 4, 2, 1), axis(8, 4, 2, 1)},
       {"halos_nhwc", 2, 1, 72, 70, axis(6, 5, 2, 2, 1), axis(70, 5, 1, 2), true},
       {"halos_nhwc_images", 13, 2, 36, 33, axis(4, 4, 2, 1), axis(5, 3, 1, 2, 0, 2), true},
@@ -138,6 +147,7 @@ std::vector<Case> make_cases() {
   with("unet_gelu", "unet", [&](Case& c) { c.activation = gelu; });
   with("unet_nhwc_leaky", "unet_nhwc", [&](Case& c) { c.activation = leaky; });
   with("halos_leaky", "halos_k4s2", [&](Case& c) { c.activation = leaky; });
+  with("halos_row_taps_gelu", "halos_row_taps_phases", [&](Case& c) { c.activation = gelu; });
   with("halos_folded_gelu", "halos_planes", [&](Case& c) { c.activation = gelu; });
   with("halos_misplaced", "halos_k4s2", [](Case& c) { c.output_offset = 2; });
   with("halos_output_odd", "halos_planes", [](Case& c) { c.output_offset = 1; });
@@ -407,12 +417,12 @@ struct Candidate {
 // What tells kinds of launches apart: other code, or another way through it.
 std::string kind_of(const ImplicitGemmLaunch& t) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%d f%d b%d fold%dx%d t%d c%dx%d s%d box%d%d%d n%d i%dw%d r%d h%d%d%d",
+  std::snprintf(text, sizeof(text), "%d f%d b%d fold%dx%d t%d c%dx%d s%d box%d%d%d n%d i%dw%d r%d h%d%d%dk%d",
                 t.config, t.flat, t.blocks, t.fold_h, t.fold_w, t.phases_together, t.cluster_rows,
                 t.cluster_pixels, t.splits, t.box.count, t.box.halves, t.box.whole_rows,
                 t.columns() < t.sizes().columns(), t.turns_input, t.turns_weight,
                 t.works() * t.cluster() > t.grid, t.halos, t.halo_lines ? 2 : t.halo_pitch > 0,
-                t.halo_rows > 1);
+                t.halo_rows > 1, t.keeps_weight);
   return text;
 }
 

@@ -502,6 +502,21 @@ void check_halos(const Problem& p, const convt::ImplicitGemmLaunch& launch, cons
     CHECK(launch.halo_pitch == (launch.flat ? launch.cols : w) && (!launch.flat || launch.halo_rows == 1),
           context);
   }
+  if (sizes.row_taps > 1) {
+    CHECK(p.w.stride == 1 && p.w.dilation == 1 && p.w.kernel == sizes.row_taps, context);
+    CHECK(launch.images * launch.rows <= sizes.groups() && launch.cols == 64 - (sizes.row_taps - 1), context);
+    CHECK(launch.halo_stages % sizes.groups() == 0 && launch.halo_stages >= 2 * sizes.groups(), context);
+    // A warpgroup reads 64 columns, up to three behind where copies may begin.
+    CHECK(launch.halo_cols == (launch.halo_lines ? 64 : 72) && launch.cluster_pixels == 1, context);
+  }
+  if (launch.keeps_weight) {
+    // All works of a thread block take the same weight.
+    CHECK(sizes.row_taps > 1 && p.groups == 1 && p.h.stride == 1, context);
+    CHECK(launch.stages == p.h.kernel * launch.chunks, context);
+    CHECK(launch.grid % launch.cout_tiles == 0 || launch.grid == launch.works(), context);
+  } else {
+    CHECK(launch.stages <= 8, context);
+  }
   for (int first = 0; first < p.w.stride; first += launch.phases_together) {
     for (const int64_t place : {int64_t{0}, (launch.tiles_w - 1) * launch.cols}) {
       int64_t begin = std::numeric_limits<int64_t>::max(), end = std::numeric_limits<int64_t>::min();

@@ -43,12 +43,22 @@ struct HaloConfig {
   static constexpr int kPixels = kSizes.pixels;
   static constexpr int kWarpgroups = kSizes.groups(), kMultiplyingWarps = 4 * kWarpgroups;
   static constexpr int kBlockThreads = 128 * kWarpgroups + 128;
-  static constexpr int kResidentBlocks = 3 - kWarpgroups;  // of a multiprocessor
-  static constexpr int kMultiplierRegisters = kWarpgroups == 1 ? 216 : kMultiplyRegisters;
-  static constexpr int kColumns = kPixels / kWarpgroups;       // places of a warpgroup
-  static constexpr int kPlaceTiles = kColumns / kRows;         // products that take them
-  static constexpr int kSumColumns = kPlaceTiles * kTileRows;  // of all products
+  static constexpr int kResidentBlocks = kWarpgroups == 1 ? 2 : 1;  // of a multiprocessor
+  static constexpr int kMultiplierRegisters = kWarpgroups == 1   ? 216
+                                              : kWarpgroups == 2 ? kMultiplyRegisters
+                                              : kWarpgroups == 3 ? 160
+                                                                 : 104;
+  static constexpr int kOthersRegisters = kWarpgroups == 3 ? 32 : kLoadRegisters;
+  static constexpr int kColumns = kPixels / kWarpgroups;  // places of a warpgroup
+  static constexpr int kPlaceTiles = kColumns / kRows;    // products that take them
+  static constexpr int kRowTaps = kSizes.row_taps;
+  static constexpr int kWeightLines = kTileRows * kRowTaps;       // columns of a product
+  static constexpr int kSumColumns = kPlaceTiles * kWeightLines;  // of all products
   static constexpr int kParts = kOperandParts;
+  static_assert(kRowTaps == 1 || (kRowTaps % 2 == 1 && kColumns == kRows && !kLongRows));
+  // Rows i and i + 8 of a warp's 16 are neighbours along W: of taps together most sums move on to a
+  // neighbour.
+  static constexpr bool kNeighbours = kRowTaps > 1 && !kLines;
   static constexpr bool kPairs = !kLines && kSizes.fits_halos(2, kParts);
   // Products of a place tile whose fragments are read together: two tiles of places and two phases, or two
   // parts, leave registers for fewer.
@@ -93,6 +103,10 @@ struct Turn {
   __device__ void next(int stages) {
     if (++stage == stages) stage = 0, parity ^= 1;
   }
+  // Of a ring whose stages `owners` have in turns.
+  __device__ void next_own(int stages, int owners) {
+    if ((stage += owners) >= stages) stage -= stages, parity ^= 1;
+  }
 };
 
 // The addresses of the rings' barriers.
@@ -126,11 +140,11 @@ __device__ inline void load_weights(const Params<T>& p, unsigned stages, const H
   prefetch_map(p.weight_map);
   if (p.after_turning) wait_for_previous_kernel();
   Turn turn = {0, 1};
-  visit_works<C>(p, [&](const Work& work) {
+  const auto load = [&](const Work& work) {
     const HaloTaps<C, T> taps(p, work, 0);
     visit_halos(p, work, taps, [&](int tap_h, int, int chunk) {
 #pragma unroll 1
-      for (int i = 0; i < taps.count(); ++i) {
+      for (int i = 0; i < taps.count(); i += C::kRowTaps) {
         const int tap_w = i < taps.first.count
                               ? taps.first.first + i * p.phases_w.tap_step
                               : taps.second.first + (i - taps.first.count) * p.phases_w.tap_step;
@@ -142,7 +156,13 @@ __device__ inline void load_weights(const Params<T>& p, unsigned stages, const H
         turn.next(p.stages);
       }
     });
-  });
+  };
+  if (p.keeps_weight) {
+    const int number = first_work<C>(p);
+    if (number < p.works) load(locate<C>(p, number));
+  } else {
+    visit_works<C>(p, load);
+  }
 }
 
 // Where the box of a halo begins.
@@ -150,6 +170,33 @@ template <typename C>
 __device__ inline BoxPlace halo_box(int channel, int column, int row, int image, int group) {
   return C::kLines ? BoxPlace{channel, column, row, image, group}
                    : BoxPlace{column, channel, row, image, group};
+}
+
+// Of taps together: the rows of some warpgroups, which have the ring's stages in turns.
+template <typename C, typename T>
+__device__ inline void load_rows(const Params<T>& p, unsigned halos, const HaloBarriers& barriers, int first,
+                                 int last) {
+  prefetch_map(p.input_map);
+  Turn turn = {0, 1};
+  visit_works<C>(p, [&](const Work& work) {
+    const Origin at = locate_lines(p, work.tile);
+    const HaloTaps<C, T> taps(p, work, at.w);
+    visit_halos(p, work, taps, [&](int, int shift, int chunk) {
+#pragma unroll 1
+      for (int group = first; group <= last; ++group) {
+        const int stage = turn.stage + group;
+        wait(barriers.halo_empty + 8 * stage, turn.parity);
+        const unsigned full = barriers.halo_full + 8 * stage;
+        arrive_and_expect(full, p.halo_bytes);
+        const auto by_image = p.rows.divide(group);
+        copy_box(halos + stage * static_cast<unsigned>(p.shared.halo_bytes), p.input_map,
+                 halo_box<C>(chunk * Loader<C, T>::kChunk, taps.column, at.h + shift + by_image.remainder,
+                             at.image + by_image.quotient, work.group),
+                 full);
+      }
+      turn.next_own(p.halo_stages, C::kWarpgroups);
+    });
+  });
 }
 
 template <typename C, typename T>
@@ -216,15 +263,25 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
       const HaloTaps<C, T> taps(p, work, column);
       HaloWork& slot = slots.works[turn.stage];
       slot.work = work;
-      slot.steps = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * taps.count() * p.chunks;
-      slot.taps[0] = taps.first.count;
+      slot.steps =
+          PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * taps.count() / C::kRowTaps * p.chunks;
+      slot.taps[0] = taps.first.count / C::kRowTaps;
       slot.taps[1] = taps.second.count;
-      for (int i = 0; i < 2; ++i) slot.offsets[i] = taps.offsets[i];
+      // Of taps together, from that of the last one on.
+      for (int i = 0; i < 2; ++i) slot.offsets[i] = taps.offsets[i] - (C::kRowTaps - 1);
       slot.columns[0] = column + taps.first.shift;
       slot.columns[1] = column + taps.second.shift;
     }
-    for (int i = thread; i < C::kPixels; i += kPreparers)
-      slots.places[turn.stage][i] = find_place<C>(p, work, i, true);
+    for (int i = thread; i < C::kPixels; i += kPreparers) {
+      if constexpr (C::kRowTaps == 1) {
+        slots.places[turn.stage][i] = find_place<C>(p, work, i, true);
+      } else {
+        // The first outputs of a row are not complete.
+        const int column = i % kRows - (C::kRowTaps - 1);
+        slots.places[turn.stage][i] =
+            find_place<C>(p, work, i / kRows * p.cols + max(column, 0), column >= 0);
+      }
+    }
     for (int i = thread; i < C::kTileRows; i += kPreparers) {
       const int cout = work.cout + i;
       const bool exists = p.bias != nullptr && cout < p.cout_per_group;
@@ -238,7 +295,23 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
 }
 
 template <typename C>
-using HaloSums = float[C::kPlaceTiles][C::kTileRows / 8][4];
+using HaloSums = float[C::kPlaceTiles][C::kWeightLines / 8][4];
+
+// Which of a warp's 16 places row i of the upper or lower eight is.
+template <typename C>
+__device__ constexpr int warp_place(int lower, int i) {
+  return C::kNeighbours ? 2 * i + lower : 8 * lower + i;
+}
+
+// The row of a tile, of all images, and the column of it that is row n of the products.
+template <typename C, typename T>
+__device__ inline Divisor<int>::Result halo_place(const Params<T>& p, int n) {
+  if constexpr (C::kRowTaps == 1) {
+    return p.cols.divide(n);
+  } else {
+    return {0, n % kRows};  // of the warpgroup's own halo
+  }
+}
 
 // This lane's rows of the products, of halos of lines: where they lie, as lines. The lane passes the address
 // of one row of each tile of places, for its upper or lower four channels.
@@ -252,7 +325,7 @@ struct HaloLines {
 #pragma unroll
     for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
       const int n = group * C::kColumns + tile * kRows + thread / 32 * kWarpRows + thread % kWarpRows;
-      const auto by_row = p.cols.divide(n);
+      const auto by_row = halo_place<C>(p, n);
       at[tile] = by_row.quotient < p.images * p.rows ? by_row.quotient * p.halo_cols + by_row.remainder : 0;
     }
   }
@@ -271,13 +344,13 @@ struct HaloRows {
     constexpr int kChunk = kLine / static_cast<int>(sizeof(T));
 #pragma unroll
     for (int i = 0; i < 2 * C::kPlaceTiles; ++i) {
-      const int n =
-          group * C::kColumns + i / 2 * kRows + thread / 32 * kWarpRows + i % 2 * 8 + thread % 32 / 4;
-      const auto by_row = p.cols.divide(n);
+      const int n = group * C::kColumns + i / 2 * kRows + thread / 32 * kWarpRows +
+                    warp_place<C>(i % 2, thread % 32 / 4);
+      const auto by_row = halo_place<C>(p, n);
       const bool exists = by_row.quotient < p.images * p.rows;
       const int column = exists ? by_row.remainder : 0;
       int box = exists ? by_row.quotient : 0, part = 0;
-      if (p.halo_pitch > 0) {
+      if (C::kRowTaps == 1 && p.halo_pitch > 0) {
         const auto by_image = p.rows.divide(box);
         part = by_image.remainder % p.halo_rows;
         box = by_image.remainder / p.halo_rows * p.images + by_image.quotient;
@@ -315,6 +388,54 @@ __device__ inline void clear_outside(const Params<T>& p, const HaloRows<C>& rows
     for (auto& fragment : words[i / 2]) {
 #pragma unroll
       for (int k = i % 2; k < 4; k += 2) fragment[k] = inside ? fragment[k] : 0;
+    }
+  }
+}
+
+// Reads part kTurn of a tap's and chunk's fragments from a halo: of its first channel and the tap's column at
+// `from`.
+template <typename C, int kTurn, bool kOddColumns = false, typename T>
+__device__ inline void read_fragments(const Params<T>& p, const HaloPlaces<C>& rows, unsigned from,
+                                      HaloWords<C>& words) {
+  if constexpr (C::kLines) {
+    const unsigned upper = threadIdx.x % 32 / kWarpRows;
+#pragma unroll
+    for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+      // Halos begin at multiples of eight lines.
+      const unsigned line = from + static_cast<unsigned>(rows.at[tile] * kLine), swap = line / kLine % 8;
+#pragma unroll
+      for (int step = 0; step < C::kStepsAtOnce; ++step) {
+        const unsigned piece = 2 * (kTurn * C::kStepsAtOnce + step) + upper;
+        load_matrices(line + (piece ^ swap) * 16, words[tile][step]);
+      }
+    }
+  } else {
+    const unsigned pitch =  // of channels
+        static_cast<unsigned>((C::kNeighbours ? kHaloGemmRowColumns : p.halo_cols) *
+                              static_cast<int>(sizeof(T)));
+#pragma unroll
+    for (int step = 0; step < C::kStepsAtOnce; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int channel = 8 * (kTurn * C::kStepsAtOnce + step) + i / 2 * 4;
+#pragma unroll
+        for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+          unsigned (&word)[4] = words[tile][step];
+          if constexpr (!C::kNeighbours) {
+            word[i] = load_word(rows.at[tile][i % 2] + (from + channel * pitch));
+          } else if (i % 2 == 0) {
+            const unsigned at = rows.at[tile][0] + from + channel * pitch;
+            if constexpr (kOddColumns) {
+              word[i] = load_word(at);
+              word[i + 1] = load_word(at + 4);
+            } else {
+              const uint2 both = load_two_words(at);
+              word[i] = both.x;
+              word[i + 1] = both.y;
+            }
+          }
+        }
+      }
     }
   }
 }
@@ -363,36 +484,12 @@ struct HaloReader {
   // Part kTurn of a tap's and chunk's; the next one is the next to be read.
   template <int kTurn>
   __device__ void read(Fragments& a) {
-    const unsigned pitch = static_cast<unsigned>(p.halo_cols * kSize);  // of channels
     if (kTurn == 0 && halo == 0) {
       wait(ring.barriers.halo_full + 8 * ring.halo.stage, ring.halo.parity);
       halo = ring.halos + ring.halo.stage * static_cast<unsigned>(p.shared.halo_bytes);
       begin_phase(kPhases == 2 && taps[0] == 0 ? 1 : 0);
     }
-    if constexpr (C::kLines) {
-      const unsigned upper = threadIdx.x % 32 / kWarpRows;
-#pragma unroll
-      for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
-        // Halos begin at multiples of eight lines.
-        const unsigned line = from + static_cast<unsigned>(rows.at[tile] * kLine), swap = line / kLine % 8;
-#pragma unroll
-        for (int step = 0; step < C::kStepsAtOnce; ++step) {
-          const unsigned piece = 2 * (kTurn * C::kStepsAtOnce + step) + upper;
-          load_matrices(line + (piece ^ swap) * 16, a.words[tile][step]);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int step = 0; step < C::kStepsAtOnce; ++step) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int channel = 8 * (kTurn * C::kStepsAtOnce + step) + i / 2 * 4;
-#pragma unroll
-          for (int tile = 0; tile < C::kPlaceTiles; ++tile)
-            a.words[tile][step][i] = load_word(rows.at[tile][i % 2] + (from + channel * pitch));
-        }
-      }
-    }
+    read_fragments<C, kTurn>(p, rows, from, a.words);
     a.phase = phase;
     if constexpr (C::kLongRows)
       clear_outside(p, rows, of_phase(columns) - tap * p.phases_w.shift_step, a.words);
@@ -430,7 +527,7 @@ __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& 
                                             const HaloPlaces<C>& rows, HaloSums<C>& first,
                                             HaloSums<C>& second) {
   using Reader = HaloReader<C, kPhases, T>;
-  constexpr unsigned kWeightPart = C::kTileRows * kLine / 16;
+  constexpr unsigned kWeightPart = C::kWeightLines * kLine / 16;
   const int steps = work.steps;
   Reader reader(p, ring, rows, work);
   typename Reader::Fragments whole;
@@ -452,9 +549,9 @@ __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& 
       const unsigned b = weight + i * kLineStep;
 #pragma unroll
       for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
-        multiply_fragment<C::kTileRows>(small[tile], parts[1][tile][i], b, i > 0);
-        multiply_fragment<C::kTileRows>(small[tile], parts[0][tile][i], b + kWeightPart, 1);
-        multiply_fragment<C::kTileRows>(few[tile], parts[0][tile][i], b, i > 0);
+        multiply_fragment<C::kWeightLines>(small[tile], parts[1][tile][i], b, i > 0);
+        multiply_fragment<C::kWeightLines>(small[tile], parts[0][tile][i], b + kWeightPart, 1);
+        multiply_fragment<C::kWeightLines>(few[tile], parts[0][tile][i], b, i > 0);
       }
     }
     wgmma_commit();
@@ -489,12 +586,77 @@ __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& 
   }
 }
 
+// The same of taps together: a step is a chunk of channels of a row of the filter. What steps need is in
+// registers: constants that are read again after each barrier cost as much as the products of small tiles.
+template <typename C, bool kOddColumns, typename T>
+__device__ inline void multiply_row_taps(const Params<T>& p, const HaloWork& work, HaloRing& ring,
+                                         const HaloPlaces<C>& rows, bool waits_for_weight,
+                                         HaloSums<C>& sums) {
+  const int steps = work.steps, stages = p.stages, halo_stages = p.halo_stages;
+  const bool keeps_weight = p.keeps_weight, leads = threadIdx.x % 32 == 0;
+  const unsigned stage_bytes = static_cast<unsigned>(p.shared.stage_bytes);
+  const unsigned halo_bytes = static_cast<unsigned>(p.shared.halo_bytes);
+  const unsigned first =
+      ring.halos + static_cast<unsigned>(work.offsets[0]) * (C::kLines ? kLine : sizeof(T));
+  HaloWords<C> own;
+  const auto read = [&](HaloWords<C>& words) {
+    wait(ring.barriers.halo_full + 8 * ring.halo.stage, ring.halo.parity);
+    read_fragments<C, 0, kOddColumns>(p, rows, first + ring.halo.stage * halo_bytes, words);
+  };
+  // With two warpgroups the next words are read while these are multiplied; more of them leave no registers
+  // for that, and multiply while one reads.
+  constexpr bool kReadsAhead = C::kWarpgroups == 2;
+  const auto multiply = [&](int step, const HaloWords<C>& a, HaloWords<C>& b) {
+    if (waits_for_weight) wait(ring.barriers.full + 8 * ring.turn.stage, ring.turn.parity);
+    const unsigned weight = wgmma_swizzled_descriptor(ring.stages + ring.turn.stage * stage_bytes, 0);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kStepsAtOnce; ++i)
+      multiply_fragment<C::kWeightLines>(sums[0], a[0][i], weight + i * kLineStep, i > 0 ? 1 : step);
+    wgmma_commit();
+    // As give_back_halo.
+    __syncwarp();
+    if (leads) arrive(ring.barriers.halo_empty + 8 * ring.halo.stage);
+    ring.halo.next_own(halo_stages, C::kWarpgroups);
+    if (kReadsAhead && step + 1 < steps) read(b);
+    wgmma_wait<0>();
+    hold(sums[0]);
+    if (leads && !keeps_weight) arrive(ring.barriers.empty + 8 * ring.turn.stage);
+    ring.turn.next(stages);
+  };
+  if constexpr (kReadsAhead) {
+    HaloWords<C> next;
+    read(own);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      multiply(step, own, next);
+      if (++step < steps) multiply(step, next, own);
+    }
+  } else {
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      read(own);
+      multiply(step, own, own);
+    }
+  }
+  // All works take the same stages.
+  if (keeps_weight) ring.turn.parity = 0;
+}
+
 // Sums the products of a piece of work, of both phases where there are two: `second` is not touched else.
 template <typename C, int kPhases, typename T>
 __device__ inline void multiply_halos(const Params<T>& p, const HaloWork& work, HaloRing& ring,
-                                      const HaloPlaces<C>& rows, HaloSums<C>& first, HaloSums<C>& second) {
+                                      const HaloPlaces<C>& rows, bool waits_for_weight, HaloSums<C>& first,
+                                      HaloSums<C>& second) {
   using Reader = HaloReader<C, kPhases, T>;
   const int steps = work.steps;
+  if constexpr (C::kRowTaps > 1) {
+    if (steps > 0) {
+      if (C::kNeighbours && work.offsets[0] % 2 != 0)
+        return multiply_row_taps<C, true>(p, work, ring, rows, waits_for_weight, first);
+      return multiply_row_taps<C, false>(p, work, ring, rows, waits_for_weight, first);
+    }
+  }
 #pragma unroll
   for (auto& tile : first) clear(tile);
   if constexpr (kPhases == 2) {
@@ -514,7 +676,7 @@ __device__ inline void multiply_halos(const Params<T>& p, const HaloWork& work, 
     for (int i = 0; i < C::kStepsAtOnce; ++i) {
 #pragma unroll
       for (int tile = 0; tile < C::kPlaceTiles; ++tile)
-        multiply_fragment<C::kTileRows>(sums[tile], a.words[tile][i], weight + i * kLineStep, 1);
+        multiply_fragment<C::kWeightLines>(sums[tile], a.words[tile][i], weight + i * kLineStep, 1);
     }
     wgmma_commit();
     reader.give_back_halo();
@@ -665,6 +827,47 @@ __device__ inline void store_pairs(const Params<T>& p, T* output, int couts, con
   }
 }
 
+// Stores the sums of taps together from registers: two neighbours along W of an output channel, or two output
+// channels of a place, in one piece if they lie right for that.
+template <typename C, typename T>
+__device__ inline void store_row_taps(const Params<T>& p, T* output, int couts, const int64_t* places,
+                                      unsigned bias, const HaloSums<C>& sums) {
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, lane = thread % 32;
+  const int64_t stride = p.output_stride.c;
+  places += thread / 32 * kWarpRows;
+  const int64_t upper = places[warp_place<C>(0, lane / 4)], lower = places[warp_place<C>(1, lane / 4)];
+  if (upper == kNowhere && lower == kNowhere) return;
+  bias += lane % 4 * 8;
+  couts -= lane % 4 * 2;
+  T* to = output + lane % 4 * 2 * stride;
+  float all[C::kTileRows / 2];
+#pragma unroll
+  for (int j = 0; j < C::kTileRows / 8; ++j) {
+    const float2 add = load_floats(bias + j * 32);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) all[4 * j + i] = sums[0][j][i] + (i % 2 == 0 ? add.x : add.y);
+  }
+  if (!p.activation.is_identity()) activate_sums<T, 1>(p.activation, all);
+  const bool pairs = p.halo_stores_pairs;
+#pragma unroll
+  for (int j = 0; j < C::kTileRows / 8; ++j, to += 8 * stride) {
+    const float (&x)[4] = reinterpret_cast<const float (&)[4]>(all[4 * j]);
+    const bool first = 8 * j < couts, second = 8 * j + 1 < couts;
+    if (!pairs) {
+      if (upper != kNowhere && first) to[upper] = x[0];
+      if (upper != kNowhere && second) to[upper + stride] = x[1];
+      if (lower != kNowhere && first) to[lower] = x[2];
+      if (lower != kNowhere && second) to[lower + stride] = x[3];
+    } else if constexpr (C::kNeighbours) {
+      if (first) *reinterpret_cast<float2*>(to + upper) = make_float2(x[0], x[2]);
+      if (second) *reinterpret_cast<float2*>(to + upper + stride) = make_float2(x[1], x[3]);
+    } else {
+      if (upper != kNowhere && first) *reinterpret_cast<float2*>(to + upper) = make_float2(x[0], x[1]);
+      if (lower != kNowhere && first) *reinterpret_cast<float2*>(to + lower) = make_float2(x[2], x[3]);
+    }
+  }
+}
+
 template <int kPhases, typename C, typename T>
 __device__ inline void store_places(const Params<T>& p, const Work& work, unsigned lines,
                                     const int64_t* places, unsigned bias, const HaloSums<C>& first,
@@ -674,6 +877,7 @@ __device__ inline void store_places(const Params<T>& p, const Work& work, unsign
   const int log2_fold = p.log2_fold_h + p.log2_fold_w, couts = p.cout_per_group - work.cout;
   T* const output =
       p.output + ((int64_t{work.group} * p.cout_per_group + work.cout) >> log2_fold) * p.output_stride.c;
+  if constexpr (C::kRowTaps > 1) return store_row_taps<C>(p, output, couts, places, bias, first);
   if (p.halo_stores_pairs) return store_pairs<kPhases, C>(p, output, couts, places, bias, first, second);
   with_own_rows(p, [&](auto own_rows) {
     if constexpr (decltype(own_rows)::value) {
@@ -723,6 +927,70 @@ __device__ inline void store_places(const Params<T>& p, const Work& work, unsign
   });
 }
 
+// Adds what the taps of a row give to the same output: input i and tap k belong to output i + k of the
+// warpgroup's row of 64. What passes a warp's 16 goes to the next warp, through `lines`.
+template <typename C>
+__device__ inline void add_row_taps(unsigned lines, HaloSums<C>& sums) {
+  constexpr int kBlocks = C::kTileRows / 8, kPassed = C::kRowTaps - 1;
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, lane = thread % 32;
+  static_assert(kPassed <= 8);
+  const unsigned own =
+      lines + static_cast<unsigned>((thread / 32 * kPassed * C::kTileRows + lane % 4 * 2) * 4);
+  float (&block)[C::kWeightLines / 8][4] = sums[0];
+  float totals[kBlocks][4];
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) totals[j][i] = block[kPassed * kBlocks + j][i];
+  }
+  sync_lines<false>();
+#pragma unroll
+  for (int tap = kPassed; tap > 0; --tap) {
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+      // On by one output: to the lower eight rows and the next four lanes' upper ones, or to the next four
+      // lanes and the first ones' lower eight.
+      float passed[4];
+#pragma unroll
+      for (int i = C::kNeighbours ? 2 : 0; i < 4; ++i)
+        passed[i] = __shfl_sync(~0u, totals[j][i], (lane + 28) % 32);
+      if (lane < 4) {
+        store_floats(own + static_cast<unsigned>(((tap - 1) * C::kTileRows + 8 * j) * 4), passed[2],
+                     passed[3]);
+      }
+      float moved[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if constexpr (C::kNeighbours) {
+          moved[i] = lane < 4 ? 0.0f : passed[2 + i];
+          moved[2 + i] = totals[j][i];
+        } else {
+          moved[i] = lane < 4 ? 0.0f : passed[i];
+          moved[2 + i] = lane < 4 ? passed[i] : passed[2 + i];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) totals[j][i] = moved[i] + block[(tap - 1) * kBlocks + j][i];
+    }
+  }
+  sync_lines<false>();
+  // Of the warp before, for this one's first outputs: output i got what passed with tap i + 1.
+  const auto passed_to = [&](int output, int j) {
+    if (thread < 32 || output >= kPassed) return make_float2(0.0f, 0.0f);
+    return load_floats(own + static_cast<unsigned>(((output - kPassed) * C::kTileRows + 8 * j) * 4));
+  };
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+    const float2 upper = passed_to(warp_place<C>(0, lane / 4), j);
+    block[j][0] = totals[j][0] + upper.x;
+    block[j][1] = totals[j][1] + upper.y;
+    const float2 lower =
+        warp_place<C>(1, 0) < kPassed ? passed_to(warp_place<C>(1, lane / 4), j) : make_float2(0.0f, 0.0f);
+    block[j][2] = totals[j][2] + lower.x;
+    block[j][3] = totals[j][3] + lower.y;
+  }
+}
+
 // ----------------------------------------------------------------
 
 template <typename C, typename T>
@@ -731,6 +999,7 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
   const int group = static_cast<int>(threadIdx.x) / 128;
   const unsigned lines = output + group * static_cast<unsigned>(p.shared.output_bytes);
   const HaloPlaces<C> rows(p);
+  if constexpr (C::kRowTaps > 1) ring.halo.stage = group;
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const int slot = ring.work.stage;
     wait(ring.barriers.work_full + 8 * slot, ring.work.parity);
@@ -739,11 +1008,13 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
     const unsigned bias = shared_address(slots.bias[slot]);
     HaloSums<C> sums;
     if (p.phases_together == 1) {
-      multiply_halos<C, 1>(p, work, ring, rows, sums, sums);
+      const bool waits_for_weight = !p.keeps_weight || number == first_work<C>(p);
+      multiply_halos<C, 1>(p, work, ring, rows, waits_for_weight, sums, sums);
+      if constexpr (C::kRowTaps > 1) add_row_taps<C>(lines, sums);
       store_places<1, C>(p, work.work, lines, places, bias, sums, sums);
     } else if constexpr (C::kPairs) {
       HaloSums<C> others;
-      multiply_halos<C, 2>(p, work, ring, rows, sums, others);
+      multiply_halos<C, 2>(p, work, ring, rows, true, sums, others);
       store_places<2, C>(p, work.work, lines, places, bias, sums, others);
     }
     __syncwarp();
@@ -775,7 +1046,7 @@ __global__ void __launch_bounds__(C::kBlockThreads, C::kResidentBlocks)
     }
     for (int i = 0; i < p.halo_stages; ++i) {
       init_barrier(barriers.halo_full + 8 * i, 1);
-      init_barrier(barriers.halo_empty + 8 * i, kWarps);
+      init_barrier(barriers.halo_empty + 8 * i, C::kRowTaps > 1 ? 4 : kWarps);
     }
     for (int i = 0; i < kHaloGemmWorks; ++i) {
       init_barrier(barriers.work_full + 8 * i, kPreparers / 32);
@@ -787,19 +1058,30 @@ __global__ void __launch_bounds__(C::kBlockThreads, C::kResidentBlocks)
   // As in implicit_gemm_kernel.
   if (blocks > 1) sync_cluster();
   constexpr int kMultiplying = 32 * C::kMultiplyingWarps;
-  static_assert(128 * kLoadRegisters + kMultiplying * C::kMultiplierRegisters <=
+  static_assert(128 * C::kOthersRegisters + kMultiplying * C::kMultiplierRegisters <=
                 C::kBlockThreads * (65536 / (C::kBlockThreads * C::kResidentBlocks) / 8 * 8));
   if (thread < kMultiplying) {
     claim_registers<C::kMultiplierRegisters>();
     multiply_halo_works<C>(p, {stages, halos, barriers}, stages + static_cast<unsigned>(p.shared.output),
                            slots);
   } else {
-    release_registers<kLoadRegisters>();
+    release_registers<C::kOthersRegisters>();
     const int warp = (thread - kMultiplying) / 32;
     if (warp == 0) {
-      if (elect_thread()) load_weights<C>(p, stages, barriers);
+      if (elect_thread()) {
+        load_weights<C>(p, stages, barriers);
+        if constexpr (C::kRowTaps > 1) {
+          if (p.keeps_weight) load_rows<C>(p, halos, barriers, 0, C::kWarpgroups / 2 - 1);
+        }
+      }
     } else if (warp == 1) {
-      if (elect_thread()) load_halos<C>(p, halos, barriers);
+      if (elect_thread()) {
+        if constexpr (C::kRowTaps > 1) {
+          load_rows<C>(p, halos, barriers, p.keeps_weight ? C::kWarpgroups / 2 : 0, C::kWarpgroups - 1);
+        } else {
+          load_halos<C>(p, halos, barriers);
+        }
+      }
     } else {
       prepare_works(p, slots, barriers);
     }
@@ -828,8 +1110,10 @@ cudaError_t launch_halo_gemm_for(const Problem& problem, const ImplicitGemmLaunc
       using Layout = HaloLayout;
       if (launch.halo_lines) return launch_layout(std::integral_constant<Layout, Layout::kLines>{});
       // Of a flat tile nothing lies beside the image.
-      if (launch.halo_pitch > 0 && !launch.flat)
-        return launch_layout(std::integral_constant<Layout, Layout::kLongRows>{});
+      if constexpr (kHaloGemmConfigs[kIndex].row_taps == 1) {
+        if (launch.halo_pitch > 0 && !launch.flat)
+          return launch_layout(std::integral_constant<Layout, Layout::kLongRows>{});
+      }
       return launch_layout(std::integral_constant<Layout, Layout::kRows>{});
     }
   }

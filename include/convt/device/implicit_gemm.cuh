@@ -90,6 +90,7 @@ struct Config {
   // Columns of products that are compiled: those of full tiles, or all.
   static constexpr int kColumnStep = kNarrow ? kImplicitGemmColumnStep : kColumns;
   static constexpr int kParts = kOperandParts;
+  static constexpr int kWeightLines = kTileRows;
   static constexpr int kBlockThreads = kThreads;
   static constexpr bool kHalos = false;
 };
@@ -136,6 +137,7 @@ struct Params {
   unsigned halo_bytes;     // that a stage of them waits for
   bool halo_flat;          // rows are parts of an image's pixels
   bool halo_stores_pairs;  // of outputs, from registers
+  bool keeps_weight;
 };
 
 // A piece of work of this block.
@@ -302,7 +304,7 @@ struct Loader {
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
       for (int part = 0; part < C::kParts; ++part) {
-        copy(same_rows, shares_weight, to + part * C::kTileRows * kLine, p.weight_map,
+        copy(same_rows, shares_weight, to + part * C::kWeightLines * kLine, p.weight_map,
              {channel, work.cout + first_weight_line, tap_w, tap_h, part * p.groups + work.group}, barrier);
       }
     } else {
@@ -1365,7 +1367,8 @@ cudaError_t make_weight_map(const Problem& problem, const ImplicitGemmLaunch& t,
   box.pitches[3] = kSize * group;
   box.box[0] = kAlongCin ? t.chunk() : kRows;
   box.box[1] = (kAlongCin ? t.sizes().rows : t.chunk()) / t.cluster_pixels;
-  box.box[2] = box.box[3] = box.box[4] = 1;
+  box.box[2] = t.sizes().row_taps;
+  box.box[3] = box.box[4] = 1;
   return make_tensor_map(box, &p.weight_map);
 }
 
@@ -1443,8 +1446,8 @@ cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, co
   p.image_w = static_cast<int>(problem.w.input);
   p.image_pixels = t.flat ? static_cast<int>(problem.h.input * problem.w.input) : 1;
   p.flat_pixels = t.flat && !t.halos ? static_cast<int>(problem.batch) * p.image_pixels : 0;
-  p.share_images = t.images;
-  p.share_rows = t.rows;
+  p.share_images = t.sizes().row_taps > 1 ? 1 : t.images;
+  p.share_rows = t.sizes().row_taps > 1 ? 1 : t.rows;
   p.share_cols = t.cols;
   for (int* side : {&p.share_images, &p.share_rows, &p.share_cols}) {
     if (*side % t.cluster_rows != 0) continue;
@@ -1463,14 +1466,17 @@ cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, co
   p.halo_rows = t.halo_rows;
   p.halo_stages = t.halo_stages;
   p.halo_flat = t.flat;
+  p.keeps_weight = t.keeps_weight;
   p.halo_bytes = static_cast<unsigned>(t.halo_bytes());
   p.expected_bytes =
       static_cast<unsigned>(p.shared.weight_bytes) + static_cast<unsigned>(C::kParts * copied * kLine);
   constexpr int kSize = sizeof(T);
   p.store_elements = aligned_bytes(problem.output, t.store_elements * kSize) / kSize;
   p.output_channels_last = problem.output_channels_last;
-  p.halo_stores_pairs = p.store_elements >= 2 && p.activation.is_identity() &&
-                        (problem.output_channels_last || t.fold_w * t.phases_together >= 2);
+  p.halo_stores_pairs =
+      p.store_elements >= 2 &&
+      (t.sizes().row_taps > 1 ||
+       (p.activation.is_identity() && (problem.output_channels_last || t.fold_w * t.phases_together >= 2)));
   p.after_turning = t.turns_input || t.turns_weight;
   cudaError_t error = make_input_map(problem, t, workspace, p);
   if (error == cudaSuccess) error = make_weight_map(problem, t, workspace, p);

@@ -162,10 +162,15 @@ __device__ inline void multiply_lines(float (&c)[kColumns / 8][4], unsigned a, u
 template <int kColumns>
 __device__ inline void multiply_fragment(float (&c)[kColumns / 8][4], const unsigned (&a)[4], unsigned b,
                                          int adds) {
-  static_assert(kColumns == 32 || kColumns == 64 || kColumns == 128);
+  static_assert(kColumns == 32 || kColumns == 64 || kColumns == 96 || kColumns == 128 || kColumns == 160 ||
+                kColumns == 192 || kColumns == 224);
   CONVT_WGMMA_FRAGMENT(32, 16, 17, 18, 19, 20, 21, 22);
   CONVT_WGMMA_FRAGMENT(64, 32, 33, 34, 35, 36, 37, 38);
+  CONVT_WGMMA_FRAGMENT(96, 48, 49, 50, 51, 52, 53, 54);
   CONVT_WGMMA_FRAGMENT(128, 64, 65, 66, 67, 68, 69, 70);
+  CONVT_WGMMA_FRAGMENT(160, 80, 81, 82, 83, 84, 85, 86);
+  CONVT_WGMMA_FRAGMENT(192, 96, 97, 98, 99, 100, 101, 102);
+  CONVT_WGMMA_FRAGMENT(224, 112, 113, 114, 115, 116, 117, 118);
 }
 
 #undef CONVT_WGMMA_FRAGMENT

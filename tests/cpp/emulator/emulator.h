@@ -190,6 +190,9 @@ inline float __uint_as_float(unsigned bits) {
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
+inline float __shfl_sync(unsigned, float x, int lane, emulator::Where where = emulator::Where::current()) {
+  return __uint_as_float(emulator::exchange({__float_as_uint(x), 0, 0, 0}, "__shfl_sync", where)[lane].x);
+}
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = uint64_t{y} << 32 | x;
   unsigned result = 0;
