@@ -209,6 +209,43 @@ void test_mistakes() {
     asm volatile("" : "+r"(a[1])::"memory");
     wgmma_wait<0>();
   });
+  // A thread says that it has read shared memory, and another one copies to it.
+  static float tensor[4] = {};
+  emulator::add_memory(tensor, sizeof(tensor), "tensor");
+  CUtensorMap map;
+  TensorBox box = {
+      CU_TENSOR_MAP_DATA_TYPE_FLOAT32, tensor, {4, 1, 1, 1, 1}, {16, 16, 16, 16}, {4, 1, 1, 1, 1}, false};
+  CHECK(make_tensor_map(box, &map) == cudaSuccess, "a tensor map");
+  const auto overwrite = [&](bool multiplies) {
+    const unsigned barrier = kBegin + 32 * 1024;
+    if (first()) {
+      init_barrier(barrier, 128);
+      init_barrier(barrier + 8, 1);
+      fence_barriers();
+    }
+    __syncthreads();
+    unsigned a[4] = {load_word(kBegin + threadIdx.x % 4 * 4), 0, 0, 0};
+    float c[8][4];
+    if (multiplies) {
+      wgmma_fence();
+      multiply_fragment<64>(c, a, wgmma_swizzled_descriptor(kBegin + 1024, 0), 0);
+      wgmma_commit();
+    }
+    arrive(barrier);
+    if (first()) {
+      wait(barrier, 0);
+      arrive_and_expect(barrier + 8, 16);
+      copy_box(kBegin, map, {0, 0, 0, 0, 0}, barrier + 8);
+    }
+    if (multiplies) wgmma_wait<0>();
+    wait(barrier + 8, 0);
+  };
+  test_mistake("that may be on its way", 9, 1, [&] { overwrite(false); });
+  emulator::set_options(emulator::options_of(0));
+  CHECK(emulator::run({1, 128, 64 * 1024, 1}, [&] { overwrite(true); }) == cudaSuccess,
+        "products take loads");
+  CHECK(emulator::take_failure().empty(), "products take loads");
+  emulator::forget_memory();
 }
 
 }  // namespace

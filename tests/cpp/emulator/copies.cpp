@@ -211,6 +211,7 @@ void load_box(unsigned to_blocks, unsigned destination, const CUtensorMap& map, 
     check_box(block, box, place, destination, "a copy");
     if (!barrier_of(block, barrier, "a copy").fenced)
       fail("a copy to a barrier at %#x that has not been fenced", barrier);
+    check_loaded(block, destination, bytes_of(box), "a copy");
     // From now on it may write.
     unsigned char* const to = shared_of(block, destination, bytes_of(box), "a copy");
     for (unsigned i = 0; i < bytes_of(box); i += 4) std::memcpy(to + i, &kPoison, 4);

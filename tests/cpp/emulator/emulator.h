@@ -103,6 +103,9 @@ cudaError_t run(const Grid& grid, const std::function<void()>& kernel);
 unsigned char* shared_at(unsigned address, unsigned bytes, unsigned alignment, bool remote = false);
 // That this thread writes with ordinary stores, which copies and products do not see before a fence.
 unsigned char* written_shared_at(unsigned address, unsigned bytes);
+// The same of what this thread loads to registers. Until it commits products the load may be on its way: an
+// arrival at a barrier does not wait for it.
+const unsigned char* loaded_shared_at(unsigned address, unsigned bytes);
 unsigned address_of(const void* shared);
 void* pointer_to(size_t address);
 unsigned address_in_block(unsigned address, int rank);

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emulator.h"
@@ -61,7 +62,8 @@ struct Thread {
   Wait* wait = nullptr;
   bool ended = false;
   int registers = 0;
-  uint16_t fences = 0;  // of shared memory
+  uint16_t fences = 0;                               // of shared memory
+  std::vector<std::pair<unsigned, unsigned>> loads;  // since products were committed: addresses and bytes
   // Products.
   int64_t products = 0, wanted = 0;
   std::vector<int64_t> groups;  // committed: the products up to each
@@ -185,6 +187,8 @@ inline constexpr unsigned kSharedBegin = 1024, kStaticBegin = 1u << 23, kBlockSt
 
 // Bytes of a block's dynamic shared memory, which the launch has.
 unsigned char* shared_of(Block& block, unsigned address, unsigned bytes, const char* by);
+// Fails if loads of these bytes may be on their way.
+void check_loaded(const Block& block, unsigned address, unsigned bytes, const char* by);
 // Fails if they hold what a thread has written, but not fenced.
 void check_fenced(Block& block, unsigned address, unsigned bytes, const char* by);
 void clear_stamps(Block& block, unsigned address, unsigned bytes);

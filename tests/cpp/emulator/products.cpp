@@ -157,7 +157,12 @@ void start_product(const Product& product, float* sums, const unsigned* a, Where
 
 void fence_products() { machine().current->fenced = true; }
 
-void commit_products() { machine().current->groups.push_back(machine().current->products); }
+void commit_products() {
+  Thread& thread = *machine().current;
+  thread.groups.push_back(thread.products);
+  // Products that are started have what they take from registers.
+  thread.loads.clear();
+}
 
 void wait_for_products(int pending, Where where) {
   Thread& thread = *machine().current;

@@ -136,6 +136,23 @@ unsigned char* written_shared_at(unsigned address, unsigned bytes) {
   return at;
 }
 
+const unsigned char* loaded_shared_at(unsigned address, unsigned bytes) {
+  Thread& thread = *machine().current;
+  // Only copies that count at barriers are checked.
+  if (!thread.block->barriers.empty()) thread.loads.emplace_back(address, bytes);
+  return shared_at(address, bytes, bytes);
+}
+
+void check_loaded(const Block& block, unsigned address, unsigned bytes, const char* by) {
+  for (const Thread& thread : block.threads) {
+    for (const auto& [begin, size] : thread.loads) {
+      if (begin < address + bytes && address < begin + size)
+        fail("%s to %#x of shared memory, which thread %d has loaded: that may be on its way", by, begin,
+             thread.index);
+    }
+  }
+}
+
 void check_fenced(Block& block, unsigned address, unsigned bytes, const char* by) {
   for (unsigned i = (address - kSharedBegin) / 4; i <= (address - kSharedBegin + bytes - 1) / 4; ++i) {
     const Stamp stamp = block.stamps[i];

@@ -10,6 +10,7 @@ namespace convt {
 inline void load_matrices(unsigned address, unsigned (&r)[4],
                           emulator::Where where = emulator::Where::current()) {
   const uint4* const rows = emulator::exchange({address, 0, 0, 0}, "ldmatrix", where);
+  emulator::loaded_shared_at(address, 16);
   const unsigned lane = threadIdx.x % 32;
   for (unsigned i = 0; i < 4; ++i)
     std::memcpy(&r[i], emulator::shared_at(rows[8 * i + lane / 4].x, 16, 16) + lane % 4 * 4, sizeof(r[i]));

@@ -12,7 +12,7 @@ namespace emulated {
 template <typename Word>
 Word load(unsigned address) {
   Word word;
-  std::memcpy(&word, emulator::shared_at(address, sizeof(Word), sizeof(Word)), sizeof(Word));
+  std::memcpy(&word, emulator::loaded_shared_at(address, sizeof(Word)), sizeof(Word));
   return word;
 }
 
