@@ -263,9 +263,7 @@ struct Search {
     const double weight = kImplicitGemmLine * parts * sizes.rows / 56.0;
     const double rows = t.halo_lines ? 0 : 32.0 * t.images * (t.rows / t.halo_rows);
     const double halo = 3.5 * rows + halo_bytes / 36;
-    // Split operands wait for products, and gain nothing from what blocks share.
-    const double copies = weight * (parts == 1 && t.cluster_pixels > 1 ? 0.6 : 1) +
-                          halos * halo * (parts == 1 && t.cluster_rows > 1 ? 0.8 : 1);
+    const double copies = weight * (t.cluster_pixels > 1 ? 0.6 : 1) + halos * halo;
     // What lies beside the image is made zero before words are multiplied.
     const bool long_rows = t.halo_pitch > 0 && !t.flat;
     const double zeros = long_rows ? (sizes.single ? 0.75 : 1.4) * sizes.pixels : 0;
