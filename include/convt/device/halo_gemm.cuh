@@ -114,6 +114,12 @@ struct HaloBarriers {
   unsigned full, empty, halo_full, halo_empty, work_full, work_empty;
 };
 
+// Arrives once for all lanes of the warp.
+__device__ inline void arrive_as_warp(unsigned barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive(barrier);
+}
+
 // Calls visit(work) for this block's works.
 template <typename C, typename T, typename Visit>
 __device__ inline void visit_works(const Params<T>& p, const Visit& visit) {
@@ -288,8 +294,7 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
       const int64_t channel = (int64_t{work.group} * p.cout_per_group + cout) >> log2_fold;
       slots.bias[turn.stage][i] = exists ? p.bias[channel * p.bias_stride] : 0.0f;
     }
-    __syncwarp();
-    if (thread % 32 == 0) arrive(barriers.work_full + 8 * turn.stage);
+    arrive_as_warp(barriers.work_full + 8 * turn.stage);
     turn.next(kHaloGemmWorks);
   }
 }
@@ -506,8 +511,7 @@ struct HaloReader {
   // for loads on their way.
   __device__ void give_back_halo() {
     if (finished == 0) return;
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(finished);
+    arrive_as_warp(finished);
     finished = 0;
   }
 };
@@ -593,7 +597,7 @@ __device__ inline void multiply_row_taps(const Params<T>& p, const HaloWork& wor
                                          const HaloPlaces<C>& rows, bool waits_for_weight,
                                          HaloSums<C>& sums) {
   const int steps = work.steps, stages = p.stages, halo_stages = p.halo_stages;
-  const bool keeps_weight = p.keeps_weight, leads = threadIdx.x % 32 == 0;
+  const bool keeps_weight = p.keeps_weight;
   const unsigned stage_bytes = static_cast<unsigned>(p.shared.stage_bytes);
   const unsigned halo_bytes = static_cast<unsigned>(p.shared.halo_bytes);
   const unsigned first =
@@ -615,13 +619,12 @@ __device__ inline void multiply_row_taps(const Params<T>& p, const HaloWork& wor
       multiply_fragment<C::kWeightLines>(sums[0], a[0][i], weight + i * kLineStep, i > 0 ? 1 : step);
     wgmma_commit();
     // As give_back_halo.
-    __syncwarp();
-    if (leads) arrive(ring.barriers.halo_empty + 8 * ring.halo.stage);
+    arrive_as_warp(ring.barriers.halo_empty + 8 * ring.halo.stage);
     ring.halo.next_own(halo_stages, C::kWarpgroups);
     if (kReadsAhead && step + 1 < steps) read(b);
     wgmma_wait<0>();
     hold(sums[0]);
-    if (leads && !keeps_weight) arrive(ring.barriers.empty + 8 * ring.turn.stage);
+    if (!keeps_weight) arrive_as_warp(ring.barriers.empty + 8 * ring.turn.stage);
     ring.turn.next(stages);
   };
   if constexpr (kReadsAhead) {
@@ -830,7 +833,7 @@ __device__ inline void store_pairs(const Params<T>& p, T* output, int couts, con
 // Stores the sums of taps together from registers: two neighbours along W of an output channel, or two output
 // channels of a place, in one piece if they lie right for that.
 template <typename C, typename T>
-__device__ inline void store_row_taps(const Params<T>& p, T* output, int couts, const int64_t* places,
+__device__ inline void store_row_taps(const Params<T>& p, const Work& work, const int64_t* places,
                                       unsigned bias, const HaloSums<C>& sums) {
   const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, lane = thread % 32;
   const int64_t stride = p.output_stride.c;
@@ -838,8 +841,8 @@ __device__ inline void store_row_taps(const Params<T>& p, T* output, int couts, 
   const int64_t upper = places[warp_place<C>(0, lane / 4)], lower = places[warp_place<C>(1, lane / 4)];
   if (upper == kNowhere && lower == kNowhere) return;
   bias += lane % 4 * 8;
-  couts -= lane % 4 * 2;
-  T* to = output + lane % 4 * 2 * stride;
+  const int cout = work.cout + lane % 4 * 2, couts = p.cout_per_group - cout;
+  T* to = p.output + (int64_t{work.group} * p.cout_per_group + cout) * stride;
   float all[C::kTileRows / 2];
 #pragma unroll
   for (int j = 0; j < C::kTileRows / 8; ++j) {
@@ -877,7 +880,6 @@ __device__ inline void store_places(const Params<T>& p, const Work& work, unsign
   const int log2_fold = p.log2_fold_h + p.log2_fold_w, couts = p.cout_per_group - work.cout;
   T* const output =
       p.output + ((int64_t{work.group} * p.cout_per_group + work.cout) >> log2_fold) * p.output_stride.c;
-  if constexpr (C::kRowTaps > 1) return store_row_taps<C>(p, output, couts, places, bias, first);
   if (p.halo_stores_pairs) return store_pairs<kPhases, C>(p, output, couts, places, bias, first, second);
   with_own_rows(p, [&](auto own_rows) {
     if constexpr (decltype(own_rows)::value) {
@@ -1010,15 +1012,18 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
     if (p.phases_together == 1) {
       const bool waits_for_weight = !p.keeps_weight || number == first_work<C>(p);
       multiply_halos<C, 1>(p, work, ring, rows, waits_for_weight, sums, sums);
-      if constexpr (C::kRowTaps > 1) add_row_taps<C>(lines, sums);
-      store_places<1, C>(p, work.work, lines, places, bias, sums, sums);
+      if constexpr (C::kRowTaps > 1) {
+        add_row_taps<C>(lines, sums);
+        store_row_taps<C>(p, work.work, places, bias, sums);
+      } else {
+        store_places<1, C>(p, work.work, lines, places, bias, sums, sums);
+      }
     } else if constexpr (C::kPairs) {
       HaloSums<C> others;
       multiply_halos<C, 2>(p, work, ring, rows, true, sums, others);
       store_places<2, C>(p, work.work, lines, places, bias, sums, others);
     }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(ring.barriers.work_empty + 8 * slot);
+    arrive_as_warp(ring.barriers.work_empty + 8 * slot);
     ring.work.next(kHaloGemmWorks);
   }
 }

@@ -1310,17 +1310,20 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
     if (i > 0) box.pitches[i - 1] = pitch * kSize;
     box.box[i] = part;
   };
+  // Of taps together, each warpgroup copies its own row.
+  const bool own_rows = t.sizes().row_taps > 1;
+  const int halo_rows = own_rows ? 1 : t.rows, halo_images = own_rows ? 1 : t.images;
   if (t.halo_lines) {
     set(0, problem.cin_per_group, 1, t.chunk());
     set(1, w, in.w, t.halo_cols);
-    set(2, h, in.h, p.share_rows);
-    set(3, n, in.n, p.share_images);
+    set(2, h, in.h, halo_rows);
+    set(3, n, in.n, halo_images);
   } else if (t.halos) {
     const bool long_rows = t.halo_pitch > 0;
     set(0, long_rows ? w * h : w, 1, t.halo_cols);
     set(1, problem.cin_per_group, in.c, t.chunk());
-    set(2, long_rows ? 1 : h, in.h, long_rows ? 1 : p.share_rows);
-    set(3, n, in.n, p.share_images);
+    set(2, long_rows ? 1 : h, in.h, long_rows ? 1 : halo_rows);
+    set(3, n, in.n, halo_images);
   } else if (t.blocks) {
     set(0, t.flat ? w * h : w, 1, kBlock);
     set(1, problem.cin_per_group, in.c, t.chunk());
@@ -1446,8 +1449,8 @@ cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, co
   p.image_w = static_cast<int>(problem.w.input);
   p.image_pixels = t.flat ? static_cast<int>(problem.h.input * problem.w.input) : 1;
   p.flat_pixels = t.flat && !t.halos ? static_cast<int>(problem.batch) * p.image_pixels : 0;
-  p.share_images = t.sizes().row_taps > 1 ? 1 : t.images;
-  p.share_rows = t.sizes().row_taps > 1 ? 1 : t.rows;
+  p.share_images = t.images;
+  p.share_rows = t.rows;
   p.share_cols = t.cols;
   for (int* side : {&p.share_images, &p.share_rows, &p.share_cols}) {
     if (*side % t.cluster_rows != 0) continue;

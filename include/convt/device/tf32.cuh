@@ -14,9 +14,6 @@ __device__ inline unsigned cut_to_tf32(unsigned bits) {
 // Numbers from here on round to infinity.
 inline constexpr float kLeastAboveTf32 = 0x1.ffep127f;
 
-// Half of the last digit that TF32 keeps, as what is added to a number's bits.
-inline constexpr unsigned kHalfOfLastTf32 = 1u << 12;
-
 // The second part of an operand is multiplied by this, so that it has all its digits where the first is
 // hardly above the least normal number. Twice as much would overflow above the largest first part.
 inline constexpr float kSecondPartScale = 2048.0f;
@@ -69,12 +66,13 @@ __device__ inline void split_words(const uint4& x, uint4 (&parts)[kParts]) {
   if constexpr (!kOrdinary) {
     split_tf32(x, parts);
   } else {
-    constexpr unsigned kHalf = kHalfOfLastTf32;
-    const uint4 first = make_uint4(x.x + kHalf, x.y + kHalf, x.z + kHalf, x.w + kHalf);
+    constexpr unsigned kHalfOfLast = 1u << 12;
+    const uint4 first =
+        make_uint4(x.x + kHalfOfLast, x.y + kHalfOfLast, x.z + kHalfOfLast, x.w + kHalfOfLast);
     if constexpr (kParts == 2) {
       const auto second = [](unsigned bits, unsigned rounded) {
         const float rest = __uint_as_float(bits) - __uint_as_float(rounded & 0xffffe000);
-        return __float_as_uint(kSecondPartScale * rest) + kHalf;
+        return __float_as_uint(kSecondPartScale * rest) + kHalfOfLast;
       };
       parts[1] =
           make_uint4(second(x.x, first.x), second(x.y, first.y), second(x.z, first.z), second(x.w, first.w));

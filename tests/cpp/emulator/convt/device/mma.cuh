@@ -6,11 +6,16 @@
 
 namespace convt {
 
+// The rows that lanes load for each other: their addresses.
+inline const uint4* exchange_rows(unsigned address, emulator::Where where) {
+  emulator::loaded_shared_at(address, 16);
+  return emulator::exchange({address, 0, 0, 0}, "ldmatrix", where);
+}
+
 // Lane i passes the address of row i % 8 of matrix i / 8, and receives word lane % 4 of row lane / 4 of each.
 inline void load_matrices(unsigned address, unsigned (&r)[4],
                           emulator::Where where = emulator::Where::current()) {
-  const uint4* const rows = emulator::exchange({address, 0, 0, 0}, "ldmatrix", where);
-  emulator::loaded_shared_at(address, 16);
+  const uint4* const rows = exchange_rows(address, where);
   const unsigned lane = threadIdx.x % 32;
   for (unsigned i = 0; i < 4; ++i)
     std::memcpy(&r[i], emulator::shared_at(rows[8 * i + lane / 4].x, 16, 16) + lane % 4 * 4, sizeof(r[i]));
@@ -20,7 +25,7 @@ inline void load_matrices(unsigned address, unsigned (&r)[4],
 // lane / 4 of each.
 inline void load_transposed(unsigned address, unsigned (&r)[4],
                             emulator::Where where = emulator::Where::current()) {
-  const uint4* const rows = emulator::exchange({address, 0, 0, 0}, "ldmatrix", where);
+  const uint4* const rows = exchange_rows(address, where);
   const unsigned lane = threadIdx.x % 32;
   for (unsigned i = 0; i < 4; ++i) {
     const auto element = [&](unsigned row) {
