@@ -141,7 +141,10 @@ struct Search {
     // What a step takes at least, to start copies and wait for them; and besides products and copies.
     const double least = (parts > 1 ? 900 + 150 * sizes.rows / 64 : 500 + 50 * sizes.rows / 64);
     const double waits_for_copies = parts == 1 && t.stages < kLeastStages ? 1.6 : 1;
-    const double step = waits_for_copies * std::max(tensor + load * loads + (parts > 1 ? 100 : 50), least);
+    // Both phases of a small tile of TF32 take the same lines, which come from L2 once.
+    const bool pairs = size == 4 && parts == 1 && t.phases_together == 2 && sizes.pixels == 128;
+    const double step = waits_for_copies * (pairs ? 0.88 : 1) *
+                        std::max(tensor + load * loads + (parts > 1 ? 100 : 50), least);
     // One tile and the next; tiles without products hide nothing.
     const auto tapless = [](const AxisPhases<int>& axis) {
       return 1 - static_cast<double>(std::min<int>(axis.kernel, axis.tap_step)) / axis.stride;
@@ -176,9 +179,10 @@ struct Search {
         if (t.store_elements * size < 4) store = std::max(store, 0.14);
       }
       // Pieces of rows, and what of a sector lies beside them.
-      if (!t.flat && !t.blocks)
-        store *= 1 + 1.5 * std::min(1.0, static_cast<double>(kSector) /
-                                             static_cast<double>(t.cols * t.phases_together * size));
+      const int64_t run = t.cols * t.phases_together * size;
+      const bool whole_sectors = size == 4 && run % kSector == 0 && row % kSector == 0;
+      if (!t.flat && !t.blocks && !whole_sectors)
+        store *= 1 + 1.5 * std::min(1.0, static_cast<double>(kSector) / static_cast<double>(run));
     }
     const double moved = (1 + parts) / 2.0;  // read once, written for each part
     const bool gathers = t.fold() > 1 && size == 2;
@@ -303,20 +307,22 @@ struct Search {
     return 0.000606 * (input + output * (1 + torn));
   }
 
-  // The same of products that take all taps of a row of the filter. Tiles of two warpgroups of NCHW were
-  // timed: a warpgroup is bound by what it does one after the other, and memory by itself. That more
-  // warpgroups share tensor cores is an expectation.
+  // The same of products that take all taps of a row of the filter, with weights fitted to launches of two
+  // layers: a tile's outputs take as long as they do whatever their number, and rows of NCHW longer.
   double row_taps_cycles(const ImplicitGemmLaunch& t) const {
     const ImplicitGemmConfig& sizes = t.sizes();
     const auto number = [](int64_t n) { return static_cast<double>(n); };
     const double columns = sizes.rows * sizes.row_taps;
-    const double steps = number(problem.h.kernel) / number(problem.h.stride) * t.chunks;
+    const double taps = number(problem.h.kernel) / number(problem.h.stride);
+    // A step's copies: the weight, and rows of the input, which warpgroups share.
     const double weight = t.keeps_weight ? 0 : columns * kImplicitGemmLine / 56.0;
-    const double step = std::max({2.2 * columns * sizes.groups(), 800 + 0.53 * columns,
-                                  weight + sizes.groups() * static_cast<double>(t.halo_bytes()) / 36});
+    const double rows = (sizes.groups() - 1) / std::max(taps, 1.0) + 1;
+    const double step =
+        std::max(2.16 * columns * sizes.groups(), weight + rows * static_cast<double>(t.halo_bytes()) / 36);
+    const double tile = taps * t.chunks * step + (t.halo_lines ? 3000 : 4200);
     const double input = number(problem.batch * problem.h.input * problem.w.input * problem.cin());
-    const double memory = 0.00054 * size * (input + number(problem.output_elements()));
-    return 11000 + std::ceil(works_of(t) / t.grid) * steps * step + memory;
+    const double memory = 0.000606 * static_cast<double>(size) * (input + number(problem.output_elements()));
+    return 11000 + std::max(std::ceil(works_of(t) / t.grid) * tile, memory);
   }
 
   // launch.works(), which may be more than a number has.
@@ -335,8 +341,8 @@ struct Search {
       return false;
     launch.stages = static_cast<int>(stages);
     const int groups = launch.sizes().groups();
-    for (int each = kImplicitGemmMaxStages; each >= 2; --each) {
-      launch.halo_stages = each * groups;
+    for (launch.halo_stages = kImplicitGemmMaxStages * groups; launch.halo_stages > groups;
+         --launch.halo_stages) {
       if (!fits()) continue;
       launch.keeps_weight = true;
       return true;
@@ -357,15 +363,16 @@ struct Search {
     if (launch.halos) {
       if (launch.sizes().row_taps > 1 && keep_weight(launch, fits)) return true;
       // Of both in turns.
-      const int rings = launch.sizes().row_taps > 1 ? launch.sizes().groups() : 1;  // of halos
+      // Of taps together, a row of the input for each warpgroup and another one.
+      const int rows = launch.sizes().row_taps > 1 ? launch.sizes().groups() - 1 : 0;
       launch.stages = 2;
-      launch.halo_stages = 2 * rings;
+      launch.halo_stages = rows + 2;
       if (!fits()) return false;
       for (int most = 3; most <= kImplicitGemmMaxStages; ++most) {
-        for (const auto& [stages, step] : {std::pair{&launch.halo_stages, rings}, {&launch.stages, 1}}) {
-          if (*stages != (most - 1) * step) continue;
-          *stages += step;
-          if (!fits()) *stages -= step;
+        for (const auto& [stages, least] : {std::pair{&launch.halo_stages, rows}, {&launch.stages, 0}}) {
+          if (*stages != most - 1 + least) continue;
+          ++*stages;
+          if (!fits()) --*stages;
         }
       }
       return fits();
@@ -627,13 +634,15 @@ struct Search {
     const ImplicitGemmConfig& sizes = launch.sizes();
     const Axis& w = problem.w;
     if (launch.flat || w.stride != 1 || w.dilation != 1 || w.kernel != sizes.row_taps || fold_h > 1) return;
+    // Taps of a phase along H read rows that follow each other.
+    if (launch.phases_h.shift_step != 1 && most_taps(launch.phases_h) > 1) return;
     if (problem.cout_per_group <= sizes.rows / 2) return;
     launch.cols = 64 - (sizes.row_taps - 1);
     launch.tiles_w = ceil_div(launch.places_w, launch.cols);
-    // A row for each warpgroup, of one image or of several.
+    // A row for each warpgroup.
     launch.rows = static_cast<int>(std::min<int64_t>(launch.places_h, sizes.groups()));
     launch.tiles_h = ceil_div(launch.places_h, launch.rows);
-    consider_images(launch, static_cast<int>(std::min<int64_t>(sizes.groups() / launch.rows, problem.batch)));
+    consider_images(launch, 1);
   }
 
   // Takes rows of a tile by themselves, or as parts of a long row.

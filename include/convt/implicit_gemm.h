@@ -49,10 +49,8 @@ inline constexpr int kImplicitGemmConfigCount =
     static_cast<int>(sizeof(kImplicitGemmConfigs) / sizeof(kImplicitGemmConfigs[0]));
 // Those of halo_gemm.
 inline constexpr ImplicitGemmConfig kHaloGemmConfigs[] = {
-    {128, 256, false},          {128, 128, false},          {64, 256, false},
-    {64, 128, false, true},     {32, 128, false, true},     {64, 64, false, true},
-    {64, 192, false, false, 3}, {32, 256, false, false, 3}, {32, 192, false, false, 5},
-    {32, 128, false, false, 7}};
+    {128, 256, false},      {128, 128, false},     {64, 256, false},           {64, 128, false, true},
+    {32, 128, false, true}, {64, 64, false, true}, {64, 192, false, false, 3}, {32, 256, false, false, 3}};
 inline constexpr int kHaloGemmConfigCount =
     static_cast<int>(sizeof(kHaloGemmConfigs) / sizeof(kHaloGemmConfigs[0]));
 
@@ -150,7 +148,7 @@ struct ImplicitGemmLaunch {
   int lines() const { return halos ? 0 : columns() * sizes().shares(); }
   int chunk() const { return kImplicitGemmLine / element_size; }
   size_t halo_bytes() const {
-    // Of taps together, a warpgroup has its own.
+    // Of taps together, a row that warpgroups share.
     const int copied = sizes().row_taps > 1 ? 1 : images * (rows / halo_rows);
     return size_t{1} * copied * halo_cols * kImplicitGemmLine;
   }
@@ -193,7 +191,8 @@ inline Problem folded(const Problem& problem, int fold_h, int fold_w) {
 //   halos      of halo_gemm, whose stages have no input: [stages of them][image][row][chunk channel][column]
 //              or, of parts of long rows, [part][image][chunk channel][column]; of NHWC [image][row][column]
 //              [chunk channel], in lines as those of the stages
-//   output     [warpgroup] lines of the output, padded; or [warpgroup][warp] boxes of it
+//   output     [warpgroup] lines of the output, padded; or [warpgroup][warp] boxes of it; of taps together,
+//              what one warp passes to the next before lines
 //   places     [warpgroup][columns] 8 bytes: where they lie in the output; 4 bytes: where in a box. Of
 //              halo_gemm, HaloWorks
 //   barriers   [stages] full, [stages] empty; the same of the halos
@@ -205,6 +204,14 @@ struct ImplicitGemmShared {
 inline constexpr size_t kImplicitGemmOutputPitch = kImplicitGemmLine + 16;
 // Of a warpgroup: 16 lines of each warp, or a line for each of 64 pixels.
 inline constexpr size_t kImplicitGemmOutputBytes = 64 * kImplicitGemmOutputPitch;
+
+// Of taps together, for each warpgroup: what one warp passes to the next; and then lines of the output, of
+// NCHW those of some output channels, of 64 places each, of NHWC those of 32 places.
+constexpr size_t halo_gemm_passed_bytes(const ImplicitGemmConfig& sizes) {
+  return size_t{4} * (sizes.row_taps - 1) * sizes.rows * sizeof(float);
+}
+inline constexpr int kHaloGemmLineCouts = 32;
+inline constexpr size_t kHaloGemmLinePitch = 68 * sizeof(float);
 
 // Of a warp's boxes, a multiple of what tensor copies begin at.
 inline size_t implicit_gemm_box_bytes(const ImplicitGemmLaunch& launch) {
@@ -238,8 +245,11 @@ inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch)
   s.halo_bytes = (launch.halo_bytes() + halo_alignment - 1) / halo_alignment * halo_alignment;
   s.output = (s.halos + launch.halo_stages * s.halo_bytes + 1023) / 1024 * 1024;
   s.output_bytes = std::max(kImplicitGemmOutputBytes, 4 * implicit_gemm_box_bytes(launch));
-  // Of taps together: what one warp passes to the next.
-  if (sizes.row_taps > 1) s.output_bytes = size_t{4} * (sizes.row_taps - 1) * sizes.rows * sizeof(float);
+  if (sizes.row_taps > 1) {
+    const size_t lines = launch.halo_lines ? size_t{32} * (sizes.rows + 8) * sizeof(float)
+                                           : kHaloGemmLineCouts * kHaloGemmLinePitch;
+    s.output_bytes = halo_gemm_passed_bytes(sizes) + lines;
+  }
   s.places = s.output + sizes.groups() * s.output_bytes;
   const size_t halo_works =
       kHaloGemmWorks * (kHaloGemmWorkBytes + size_t{8} * sizes.pixels + size_t{4} * sizes.rows);

@@ -104,12 +104,13 @@ std::vector<Case> make_cases() {
       // Rows whose taps are taken together, of several tiles, with a weight that stays or, of groups, of many
       // channels or of phases, does not.
       {"halos_row_taps", 3, 1, 40, 70, axis(7, 3, 1, 1), axis(132, 3, 1, 1)},
-      {"halos_row_taps_wide", 1, 1, 33, 60, axis(4, 2, 1), axis(120, 7, 1, 3)},
-      {"halos_row_taps_groups", 3, 2, 40, 24, axis(1, 1, 1), axis(68, 5, 1)},
+      {"halos_row_taps_wide", 1, 1, 33, 60, axis(4, 2, 1), axis(120, 3, 1, 2)},
+      {"halos_row_taps_groups", 3, 2, 40, 24, axis(1, 1, 1), axis(68, 3, 1)},
       {"halos_row_taps_deep", 1, 1, 300, 40, axis(3, 3, 1, 2), axis(64, 3, 1)},
-      {"halos_row_taps_phases", 1, 1, 40, 30, axis(4, 3, 2, 1), axis(72, 5, 1, 1)},
-      {"halos_row_taps_folds", 2, 1, 40, 33, axis(4, 2, 2), axis(63, 3, 1, 1)},
+      {"halos_row_taps_phases", 1, 1, 40, 30, axis(4, 3, 2, 1), axis(72, 3, 1, 0)},
+      {"halos_row_taps_folds", 2, 1, 40, 33, axis(4, 2, 2), axis(64, 3, 1, 1)},
       {"halos_row_taps_nhwc", 2, 1, 40, 66, axis(5, 3, 1, 1), axis(70, 3, 1, 1), true},
+      {"halos_row_taps_lines", 1, 1, 36, 92, axis(8, 4, 1, 1), axis(64, 3, 1, 0), true},
       {"halos_groups", 2, 3, 24, 20, axis(6, 4, 2, 1), axis(8, 4, 2, 1)},
       {"halos_nhwc", 2, 1, 72, 70, axis(6, 5, 2, 2, 1), axis(70, 5, 1, 2), true},
       {"halos_nhwc_images", 13, 2, 36, 33, axis(4, 4, 2, 1), axis(5, 3, 1, 2, 0, 2), true},

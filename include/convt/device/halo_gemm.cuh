@@ -56,6 +56,7 @@ struct HaloConfig {
   static constexpr int kSumColumns = kPlaceTiles * kWeightLines;  // of all products
   static constexpr int kParts = kOperandParts;
   static_assert(kRowTaps == 1 || (kRowTaps % 2 == 1 && kColumns == kRows && !kLongRows));
+  static constexpr unsigned kPassedBytes = static_cast<unsigned>(halo_gemm_passed_bytes(kSizes));
   // Rows i and i + 8 of a warp's 16 are neighbours along W: of taps together most sums move on to a
   // neighbour.
   static constexpr bool kNeighbours = kRowTaps > 1 && !kLines;
@@ -103,10 +104,6 @@ struct Turn {
   __device__ void next(int stages) {
     if (++stage == stages) stage = 0, parity ^= 1;
   }
-  // Of a ring whose stages `owners` have in turns.
-  __device__ void next_own(int stages, int owners) {
-    if ((stage += owners) >= stages) stage -= stages, parity ^= 1;
-  }
 };
 
 // The addresses of the rings' barriers.
@@ -126,17 +123,21 @@ __device__ inline void visit_works(const Params<T>& p, const Visit& visit) {
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) visit(locate<C>(p, number));
 }
 
-// Calls visit(row of the filter, shift along H, chunk) for each halo of a piece of work.
+// Calls visit(row of the filter, shift along H, chunk) for each halo of a piece of work; of taps together, in
+// the order in which a warpgroup takes the rows of the input.
 template <typename C, typename T, typename Visit>
 __device__ inline void visit_halos(const Params<T>& p, const Work& work, const HaloTaps<C, T>& taps,
                                    const Visit& visit) {
   const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
   if (taps.count() == 0) return;
+  constexpr bool kRows = C::kRowTaps > 1;
 #pragma unroll 1
-  for (int i = 0; i < h.count; ++i) {
+  for (int outer = 0; outer < (kRows ? p.chunks : h.count); ++outer) {
 #pragma unroll 1
-    for (int chunk = 0; chunk < p.chunks; ++chunk)
+    for (int inner = 0; inner < (kRows ? h.count : p.chunks); ++inner) {
+      const int i = kRows ? h.count - 1 - inner : outer, chunk = kRows ? outer : inner;
       visit(h.first + i * p.phases_h.tap_step, h.shift - i * p.phases_h.shift_step, chunk);
+    }
   }
 }
 
@@ -178,30 +179,30 @@ __device__ inline BoxPlace halo_box(int channel, int column, int row, int image,
                    : BoxPlace{column, channel, row, image, group};
 }
 
-// Of taps together: the rows of some warpgroups, which have the ring's stages in turns.
+// Of taps together: rows of the input, of which each warpgroup takes those of its own row of outputs.
 template <typename C, typename T>
-__device__ inline void load_rows(const Params<T>& p, unsigned halos, const HaloBarriers& barriers, int first,
-                                 int last) {
+__device__ inline void load_rows(const Params<T>& p, unsigned halos, const HaloBarriers& barriers) {
   prefetch_map(p.input_map);
   Turn turn = {0, 1};
   visit_works<C>(p, [&](const Work& work) {
     const Origin at = locate_lines(p, work.tile);
     const HaloTaps<C, T> taps(p, work, at.w);
-    visit_halos(p, work, taps, [&](int, int shift, int chunk) {
+    const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
+    if (h.count == 0) return;
+    const int first = at.h + h.shift - (h.count - 1), rows = p.rows + h.count - 1;
 #pragma unroll 1
-      for (int group = first; group <= last; ++group) {
-        const int stage = turn.stage + group;
-        wait(barriers.halo_empty + 8 * stage, turn.parity);
-        const unsigned full = barriers.halo_full + 8 * stage;
+    for (int chunk = 0; chunk < p.chunks; ++chunk) {
+#pragma unroll 1
+      for (int row = 0; row < rows; ++row) {
+        wait(barriers.halo_empty + 8 * turn.stage, turn.parity);
+        const unsigned full = barriers.halo_full + 8 * turn.stage;
         arrive_and_expect(full, p.halo_bytes);
-        const auto by_image = p.rows.divide(group);
-        copy_box(halos + stage * static_cast<unsigned>(p.shared.halo_bytes), p.input_map,
-                 halo_box<C>(chunk * Loader<C, T>::kChunk, taps.column, at.h + shift + by_image.remainder,
-                             at.image + by_image.quotient, work.group),
+        copy_box(halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes), p.input_map,
+                 halo_box<C>(chunk * Loader<C, T>::kChunk, taps.column, first + row, at.image, work.group),
                  full);
+        turn.next(p.halo_stages);
       }
-      turn.next_own(p.halo_stages, C::kWarpgroups);
-    });
+    }
   });
 }
 
@@ -242,7 +243,7 @@ __device__ inline void load_halos(const Params<T>& p, unsigned halos, const Halo
 struct HaloWork {
   Work work;
   int steps;                // of all phases
-  int taps[2], offsets[2];  // of phases along W: HaloTaps
+  int taps[2], offsets[2];  // of phases along W: HaloTaps; of taps together, the first are those along H
   int columns[2];           // of the image, which the first tap reads for column 0 of the tile
 };
 
@@ -269,9 +270,9 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
       const HaloTaps<C, T> taps(p, work, column);
       HaloWork& slot = slots.works[turn.stage];
       slot.work = work;
-      slot.steps =
-          PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count * taps.count() / C::kRowTaps * p.chunks;
-      slot.taps[0] = taps.first.count / C::kRowTaps;
+      const int rows = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count;
+      slot.steps = rows * taps.count() / C::kRowTaps * p.chunks;
+      slot.taps[0] = C::kRowTaps > 1 ? rows : taps.first.count;
       slot.taps[1] = taps.second.count;
       // Of taps together, from that of the last one on.
       for (int i = 0; i < 2; ++i) slot.offsets[i] = taps.offsets[i] - (C::kRowTaps - 1);
@@ -294,7 +295,8 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
       const int64_t channel = (int64_t{work.group} * p.cout_per_group + cout) >> log2_fold;
       slots.bias[turn.stage][i] = exists ? p.bias[channel * p.bias_stride] : 0.0f;
     }
-    arrive_as_warp(barriers.work_full + 8 * turn.stage);
+    // Each thread by itself, so that racecheck sees what it wrote.
+    arrive(barriers.work_full + 8 * turn.stage);
     turn.next(kHaloGemmWorks);
   }
 }
@@ -314,7 +316,7 @@ __device__ inline Divisor<int>::Result halo_place(const Params<T>& p, int n) {
   if constexpr (C::kRowTaps == 1) {
     return p.cols.divide(n);
   } else {
-    return {0, n % kRows};  // of the warpgroup's own halo
+    return {0, n % kRows};  // halos are rows
   }
 }
 
@@ -590,57 +592,59 @@ __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& 
   }
 }
 
-// The same of taps together: a step is a chunk of channels of a row of the filter. What steps need is in
-// registers: constants that are read again after each barrier cost as much as the products of small tiles.
+// The same of taps together: a step is a chunk of channels of a row of the filter, and of a row of the input,
+// which most warpgroups take, each with another row of the filter. What steps need is in registers: constants
+// that are read again after each barrier cost as much as the products of small tiles.
 template <typename C, bool kOddColumns, typename T>
 __device__ inline void multiply_row_taps(const Params<T>& p, const HaloWork& work, HaloRing& ring,
                                          const HaloPlaces<C>& rows, bool waits_for_weight,
                                          HaloSums<C>& sums) {
-  const int steps = work.steps, stages = p.stages, halo_stages = p.halo_stages;
+  const int steps = work.steps, taps = work.taps[0], stages = p.stages, halo_stages = p.halo_stages;
+  // Of a chunk's rows, those that this warpgroup does not take. Rows of outputs that there are not are
+  // others.
+  const int before = min(static_cast<int>(threadIdx.x) / 128, p.rows - 1), after = p.rows - 1 - before;
   const bool keeps_weight = p.keeps_weight;
   const unsigned stage_bytes = static_cast<unsigned>(p.shared.stage_bytes);
   const unsigned halo_bytes = static_cast<unsigned>(p.shared.halo_bytes);
   const unsigned first =
       ring.halos + static_cast<unsigned>(work.offsets[0]) * (C::kLines ? kLine : sizeof(T));
-  HaloWords<C> own;
-  const auto read = [&](HaloWords<C>& words) {
-    wait(ring.barriers.halo_full + 8 * ring.halo.stage, ring.halo.parity);
-    read_fragments<C, 0, kOddColumns>(p, rows, first + ring.halo.stage * halo_bytes, words);
+  const auto give_back_row = [&] {
+    arrive_as_warp(ring.barriers.halo_empty + 8 * ring.halo.stage);
+    ring.halo.next(halo_stages);
   };
-  // With two warpgroups the next words are read while these are multiplied; more of them leave no registers
-  // for that, and multiply while one reads.
-  constexpr bool kReadsAhead = C::kWarpgroups == 2;
-  const auto multiply = [&](int step, const HaloWords<C>& a, HaloWords<C>& b) {
+  // Arrivals are those of one turn of a ring: only once a row is there may the next one's turn end.
+  const auto pass = [&](int count) {
+#pragma unroll 1
+    for (; count > 0; --count) {
+      wait(ring.barriers.halo_full + 8 * ring.halo.stage, ring.halo.parity);
+      give_back_row();
+    }
+  };
+  pass(before);
+  int tap = 0;
+  // Other warpgroups multiply while one reads.
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    wait(ring.barriers.halo_full + 8 * ring.halo.stage, ring.halo.parity);
+    HaloWords<C> words;
+    read_fragments<C, 0, kOddColumns>(p, rows, first + ring.halo.stage * halo_bytes, words);
     if (waits_for_weight) wait(ring.barriers.full + 8 * ring.turn.stage, ring.turn.parity);
     const unsigned weight = wgmma_swizzled_descriptor(ring.stages + ring.turn.stage * stage_bytes, 0);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < C::kStepsAtOnce; ++i)
-      multiply_fragment<C::kWeightLines>(sums[0], a[0][i], weight + i * kLineStep, i > 0 ? 1 : step);
+      multiply_fragment<C::kWeightLines>(sums[0], words[0][i], weight + i * kLineStep, i > 0 ? 1 : step);
     wgmma_commit();
     // As give_back_halo.
-    arrive_as_warp(ring.barriers.halo_empty + 8 * ring.halo.stage);
-    ring.halo.next_own(halo_stages, C::kWarpgroups);
-    if (kReadsAhead && step + 1 < steps) read(b);
+    give_back_row();
+    if (++tap == taps) {
+      tap = 0;
+      pass(step + 1 == steps ? after : after + before);
+    }
     wgmma_wait<0>();
     hold(sums[0]);
     if (!keeps_weight) arrive_as_warp(ring.barriers.empty + 8 * ring.turn.stage);
     ring.turn.next(stages);
-  };
-  if constexpr (kReadsAhead) {
-    HaloWords<C> next;
-    read(own);
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      multiply(step, own, next);
-      if (++step < steps) multiply(step, next, own);
-    }
-  } else {
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      read(own);
-      multiply(step, own, own);
-    }
   }
   // All works take the same stages.
   if (keeps_weight) ring.turn.parity = 0;
@@ -830,19 +834,82 @@ __device__ inline void store_pairs(const Params<T>& p, T* output, int couts, con
   }
 }
 
-// Stores the sums of taps together from registers: two neighbours along W of an output channel, or two output
-// channels of a place, in one piece if they lie right for that.
+// Stores 64 places of taps together, of NCHW: through lines of an output channel each, which warps copy, so
+// that a row of outputs leaves in one piece. Some channels at a time: `sums` are [eight channels][lane's
+// four].
 template <typename C, typename T>
-__device__ inline void store_row_taps(const Params<T>& p, const Work& work, const int64_t* places,
-                                      unsigned bias, const HaloSums<C>& sums) {
+__device__ inline void store_row_lines(const Params<T>& p, T* to, int couts, unsigned lines,
+                                       const int64_t* places, const float (&sums)[C::kTileRows / 2]) {
+  constexpr int kPasses = C::kTileRows / kHaloGemmLineCouts, kBlocks = kHaloGemmLineCouts / 8;
+  constexpr unsigned kPitch = static_cast<unsigned>(kHaloGemmLinePitch);
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, warp = thread / 32, lane = thread % 32;
+  const bool pairs = p.halo_stores_pairs;
+  const int64_t first = places[pairs ? 2 * lane : lane], second = places[pairs ? 2 * lane + 1 : lane + 32];
+  const unsigned own =
+      lines + lane % 4 * 2 * kPitch + static_cast<unsigned>(warp * kWarpRows + lane / 4 * 2) * 4;
+  const unsigned from = lines + warp * kPitch + static_cast<unsigned>(pairs ? 8 * lane : 4 * lane);
+  to += warp * p.output_stride.c;
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    // What the pass before laid out has been copied; all copies of the work before ended before add_row_taps.
+    if (pass > 0) sync_lines<false>();
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+      const float (&x)[4] = reinterpret_cast<const float (&)[4]>(sums[4 * (pass * kBlocks + j)]);
+      store_floats(own + 8 * j * kPitch, x[0], x[2]);
+      store_floats(own + (8 * j + 1) * kPitch, x[1], x[3]);
+    }
+    sync_lines<false>();
+#pragma unroll
+    for (int i = 0; i < kHaloGemmLineCouts; i += 4, to += 4 * p.output_stride.c) {
+      if (pass * kHaloGemmLineCouts + i + warp >= couts) break;
+      const unsigned line = from + i * kPitch;
+      if (pairs) {
+        if (second != kNowhere) *reinterpret_cast<float2*>(to + first) = load_floats(line);
+      } else {
+        if (first != kNowhere) to[first] = __uint_as_float(load_word(line));
+        if (second != kNowhere) to[second] = __uint_as_float(load_word(line + 128));
+      }
+    }
+  }
+}
+
+// The same of NHWC: a place's output channels leave in one piece, through lines of a place each of a warp, of
+// which those of its upper and lower eight take turns.
+template <typename C, typename T>
+__device__ inline void store_row_places(T* to, int couts, unsigned lines, const int64_t* places,
+                                        const float (&sums)[C::kTileRows / 2]) {
+  constexpr int kLanes = C::kTileRows / 4;  // that copy a place
+  constexpr unsigned kPitch = static_cast<unsigned>(C::kTileRows + 8) * 4;
+  const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, warp = thread / 32, lane = thread % 32;
+  lines += warp * 8 * kPitch;
+  const unsigned own = lines + lane / 4 * kPitch + lane % 4 * 8;
+  const int cout = lane % kLanes * 4;
+#pragma unroll
+  for (int lower = 0; lower < 2; ++lower) {
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < C::kTileRows / 8; ++j)
+      store_floats(own + j * 32, sums[4 * j + 2 * lower], sums[4 * j + 2 * lower + 1]);
+    __syncwarp();
+#pragma unroll
+    for (int i = lane / kLanes; i < 8; i += 32 / kLanes) {
+      const int64_t place = places[warp * kWarpRows + 8 * lower + i];
+      const uint4 x = load_words(lines + i * kPitch + cout * 4);
+      if (place != kNowhere && cout < couts) *reinterpret_cast<uint4*>(to + place + cout) = x;
+    }
+  }
+}
+
+// Stores the sums of taps together.
+template <typename C, typename T>
+__device__ inline void store_row_taps(const Params<T>& p, const Work& work, unsigned lines,
+                                      const int64_t* places, unsigned bias, const HaloSums<C>& sums) {
   const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, lane = thread % 32;
   const int64_t stride = p.output_stride.c;
-  places += thread / 32 * kWarpRows;
-  const int64_t upper = places[warp_place<C>(0, lane / 4)], lower = places[warp_place<C>(1, lane / 4)];
-  if (upper == kNowhere && lower == kNowhere) return;
   bias += lane % 4 * 8;
-  const int cout = work.cout + lane % 4 * 2, couts = p.cout_per_group - cout;
-  T* to = p.output + (int64_t{work.group} * p.cout_per_group + cout) * stride;
+  const int couts = p.cout_per_group - work.cout;
+  T* to = p.output + (int64_t{work.group} * p.cout_per_group + work.cout) * stride;
   float all[C::kTileRows / 2];
 #pragma unroll
   for (int j = 0; j < C::kTileRows / 8; ++j) {
@@ -851,22 +918,18 @@ __device__ inline void store_row_taps(const Params<T>& p, const Work& work, cons
     for (int i = 0; i < 4; ++i) all[4 * j + i] = sums[0][j][i] + (i % 2 == 0 ? add.x : add.y);
   }
   if (!p.activation.is_identity()) activate_sums<T, 1>(p.activation, all);
-  const bool pairs = p.halo_stores_pairs;
+  lines += C::kPassedBytes;
+  if constexpr (C::kNeighbours) return store_row_lines<C>(p, to, couts, lines, places, all);
+  if (p.store_elements == 4) return store_row_places<C>(to, couts, lines, places, all);
+  // Lines begin anywhere.
 #pragma unroll
-  for (int j = 0; j < C::kTileRows / 8; ++j, to += 8 * stride) {
-    const float (&x)[4] = reinterpret_cast<const float (&)[4]>(all[4 * j]);
-    const bool first = 8 * j < couts, second = 8 * j + 1 < couts;
-    if (!pairs) {
-      if (upper != kNowhere && first) to[upper] = x[0];
-      if (upper != kNowhere && second) to[upper + stride] = x[1];
-      if (lower != kNowhere && first) to[lower] = x[2];
-      if (lower != kNowhere && second) to[lower + stride] = x[3];
-    } else if constexpr (C::kNeighbours) {
-      if (first) *reinterpret_cast<float2*>(to + upper) = make_float2(x[0], x[2]);
-      if (second) *reinterpret_cast<float2*>(to + upper + stride) = make_float2(x[1], x[3]);
-    } else {
-      if (upper != kNowhere && first) *reinterpret_cast<float2*>(to + upper) = make_float2(x[0], x[1]);
-      if (lower != kNowhere && first) *reinterpret_cast<float2*>(to + lower) = make_float2(x[2], x[3]);
+  for (int i = 0; i < 4; ++i) {
+    const int64_t place = places[thread / 32 * kWarpRows + warp_place<C>(i / 2, lane / 4)];
+    const int cout = lane % 4 * 2 + i % 2;
+    if (place == kNowhere) continue;
+#pragma unroll
+    for (int j = 0; j < C::kTileRows / 8; ++j) {
+      if (8 * j + cout < couts) to[place + (8 * j + cout) * stride] = all[4 * j + i];
     }
   }
 }
@@ -1001,7 +1064,6 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
   const int group = static_cast<int>(threadIdx.x) / 128;
   const unsigned lines = output + group * static_cast<unsigned>(p.shared.output_bytes);
   const HaloPlaces<C> rows(p);
-  if constexpr (C::kRowTaps > 1) ring.halo.stage = group;
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const int slot = ring.work.stage;
     wait(ring.barriers.work_full + 8 * slot, ring.work.parity);
@@ -1014,7 +1076,7 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
       multiply_halos<C, 1>(p, work, ring, rows, waits_for_weight, sums, sums);
       if constexpr (C::kRowTaps > 1) {
         add_row_taps<C>(lines, sums);
-        store_row_taps<C>(p, work.work, places, bias, sums);
+        store_row_taps<C>(p, work.work, lines, places, bias, sums);
       } else {
         store_places<1, C>(p, work.work, lines, places, bias, sums, sums);
       }
@@ -1051,10 +1113,10 @@ __global__ void __launch_bounds__(C::kBlockThreads, C::kResidentBlocks)
     }
     for (int i = 0; i < p.halo_stages; ++i) {
       init_barrier(barriers.halo_full + 8 * i, 1);
-      init_barrier(barriers.halo_empty + 8 * i, C::kRowTaps > 1 ? 4 : kWarps);
+      init_barrier(barriers.halo_empty + 8 * i, kWarps);
     }
     for (int i = 0; i < kHaloGemmWorks; ++i) {
-      init_barrier(barriers.work_full + 8 * i, kPreparers / 32);
+      init_barrier(barriers.work_full + 8 * i, kPreparers);
       init_barrier(barriers.work_empty + 8 * i, kWarps);
     }
     fence_barriers();
@@ -1073,16 +1135,11 @@ __global__ void __launch_bounds__(C::kBlockThreads, C::kResidentBlocks)
     release_registers<C::kOthersRegisters>();
     const int warp = (thread - kMultiplying) / 32;
     if (warp == 0) {
-      if (elect_thread()) {
-        load_weights<C>(p, stages, barriers);
-        if constexpr (C::kRowTaps > 1) {
-          if (p.keeps_weight) load_rows<C>(p, halos, barriers, 0, C::kWarpgroups / 2 - 1);
-        }
-      }
+      if (elect_thread()) load_weights<C>(p, stages, barriers);
     } else if (warp == 1) {
       if (elect_thread()) {
         if constexpr (C::kRowTaps > 1) {
-          load_rows<C>(p, halos, barriers, p.keeps_weight ? C::kWarpgroups / 2 : 0, C::kWarpgroups - 1);
+          load_rows<C>(p, halos, barriers);
         } else {
           load_halos<C>(p, halos, barriers);
         }
