@@ -412,8 +412,7 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device, const char* f
   consider(Kernel::kTileWgmma, tiles, tile_wgmma_obstacle, visit_tile_wgmma, &plan.tile_wgmma);
   consider(Kernel::kCol2im, tiles, col2im_obstacle, visit_col2im, &plan.col2im);
   consider(Kernel::kImplicitGemm, tiles, implicit_gemm_obstacle, visit_implicit_gemm, &plan.implicit_gemm);
-  // Not chosen yet: what it moves has to be measured with it.
-  consider(Kernel::kHaloGemm, false, halo_gemm_obstacle, visit_halo_gemm, &plan.halo_gemm);
+  consider(Kernel::kHaloGemm, tiles, halo_gemm_obstacle, visit_halo_gemm, &plan.halo_gemm);
   consider(Kernel::kPixelGemm, precise && suits_pixel_gemm(problem), pixel_gemm_obstacle, visit_pixel_gemm,
            &plan.pixel_gemm);
   consider(Kernel::kScatterGemm, tiles, scatter_gemm_obstacle, visit_scatter_gemm, &plan.scatter_gemm);
