@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "convt/device/async_copy.cuh"
 #include "convt/device/launch.cuh"
 #include "convt/device/tensor_copy.cuh"
 #include "convt/device/wgmma.cuh"
@@ -108,6 +109,58 @@ void test_products() {
 }
 
 constexpr unsigned kBegin = 1024;  // of shared memory
+
+// Every thread copies two pieces of a line that others have written, of 16 and 32 bytes, each in a group, and
+// writes the first `overwritten` words of both once more, having waited for all groups but `pending`.
+constexpr unsigned kThreads = 128, kPieceWords = 12;
+
+unsigned word_of_line(unsigned i) { return 0x3f800000 + i; }
+
+// Whether the words arrive that were there when the copies were started. Global memory has others around it.
+bool copies_line(uint64_t schedule, int pending, unsigned overwritten) {
+  constexpr unsigned kWords = kThreads * kPieceWords, kAround = 4;
+  alignas(16) static unsigned line[kWords + 2 * kAround];
+  for (unsigned& word : line) word = 1;
+  emulator::forget_memory();
+  emulator::add_memory(line + kAround, kWords * 4, "line");
+  emulator::set_options(emulator::options_of(schedule));
+  const cudaError_t error = emulator::run({1, kThreads, kWords * 4, 1}, [&] {
+    for (unsigned i = threadIdx.x; i < kWords; i += kThreads) store_shared(kBegin + 4 * i, word_of_line(i));
+    fence_for_bulk_copies();
+    __syncthreads();
+    const unsigned first = threadIdx.x * kPieceWords;
+    copy_bulk(line + kAround + first, kBegin + 4 * first, 16);
+    commit_bulk_copies();
+    copy_bulk(line + kAround + first + 4, kBegin + 4 * first + 16, 32);
+    commit_bulk_copies();
+    if (pending == 0) wait_for_bulk_reads();
+    if (pending == 1) wait_for_bulk_reads_but<1>();
+    for (unsigned i = first; i < first + overwritten; ++i) store_shared(kBegin + 4 * i, 2u);
+    wait_for_bulk_reads();
+  });
+  const std::string failure = emulator::take_failure();
+  CHECK(error == cudaSuccess && failure.empty(), failure);
+  emulator::forget_memory();
+  for (unsigned i = 0; i < kAround; ++i)
+    CHECK(line[i] == 1 && line[kAround + kWords + i] == 1, "beside the line");
+  for (unsigned i = 0; i < kWords; ++i)
+    if (line[kAround + i] != word_of_line(i)) return false;
+  return true;
+}
+
+void test_bulk_copies() {
+  int none_waited_for = 0, first_waited_for = 0;
+  for (uint64_t schedule = 0; schedule < 9; ++schedule) {
+    CHECK(copies_line(schedule, 0, kPieceWords), "schedule " + std::to_string(schedule));
+    CHECK(copies_line(schedule, 1, 4), "schedule " + std::to_string(schedule));
+    none_waited_for += !copies_line(schedule, 2, kPieceWords);
+    first_waited_for += !copies_line(schedule, 1, kPieceWords);
+  }
+  // Where copies are put off at all.
+  CHECK(none_waited_for == 6, "words were overwritten in " + std::to_string(none_waited_for) + " schedules");
+  CHECK(first_waited_for == 6,
+        "words were overwritten in " + std::to_string(first_waited_for) + " schedules");
+}
 
 // Runs a kernel of some blocks of 128 threads, in one cluster, that makes a mistake, under several schedules.
 // At least `times` of nine find it.
@@ -248,11 +301,68 @@ void test_mistakes() {
   emulator::forget_memory();
 }
 
+// The same of bulk copies.
+void test_mistakes_of_bulk_copies() {
+  constexpr unsigned kPieces = 16, kSize = 16;
+  alignas(16) static unsigned char memory[(kPieces + 2) * kSize];
+  static unsigned char* const output = memory + kSize;
+  emulator::add_memory(output, kPieces * kSize, "output");
+  const auto copy = [](const char* expected, void* destination, unsigned source, int bytes) {
+    test_mistake(expected, 9, 1, [=] {
+      if (threadIdx.x != 0) return;
+      copy_bulk(destination, source, bytes);
+      commit_bulk_copies();
+      wait_for_bulk_reads();
+    });
+  };
+  copy("a bulk copy of 0 bytes", output, kBegin, 0);
+  copy("a bulk copy of -16 bytes", output, kBegin, -16);
+  copy("a bulk copy of 24 bytes", output, kBegin, 24);
+  copy("a bulk copy from 0x408 of shared memory, no multiple of 16", output, kBegin + 8, 16);
+  copy("no multiple of 16", output + 8, kBegin, 16);
+  copy("32 bytes at 0x103f0 of shared memory, of which there are 65536", output, kBegin + 64 * 1024 - 16, 32);
+  copy("a bulk copy: 16 bytes at 0x3f0 of shared memory", output, kBegin - 16, 16);
+  copy("a bulk copy of 32 bytes at", output + (kPieces - 1) * kSize, kBegin, 32);
+  copy("which is no tensor's", memory, kBegin, 16);
+  copy("which is no tensor's", nullptr, kBegin, 16);
+
+  // A warp writes pieces, and another one copies them, whose own fences do not help.
+  const auto copy_written = [](bool fences) {
+    const unsigned warp = threadIdx.x / 32, piece = threadIdx.x % 32;
+    if (warp == 0) {
+      store_shared(kBegin + kSize * piece, 0u, 0u, 0u, 0u);
+      if (fences) fence_for_bulk_copies();
+    }
+    __syncthreads();
+    if (warp != 1 || piece >= kPieces) return;
+    fence_for_bulk_copies();
+    copy_bulk(output + kSize * piece, kBegin + kSize * piece, kSize);
+    commit_bulk_copies();
+    wait_for_bulk_reads();
+  };
+  test_mistake("without a fence after it", 9, 1, [&] { copy_written(false); });
+  emulator::set_options(emulator::options_of(0));
+  CHECK(emulator::run({1, 128, 64 * 1024, 1}, [&] { copy_written(true); }) == cudaSuccess, "fenced");
+  CHECK(emulator::take_failure().empty(), "fenced");
+
+  const auto unfinished = [](bool commits, bool waits) {
+    copy_bulk(output + threadIdx.x % kPieces * kSize, kBegin, kSize);
+    if (commits) commit_bulk_copies();
+    if (waits) wait_for_bulk_reads();
+  };
+  // Those that are not committed are not waited for either. Some have been done by chance.
+  test_mistake("store started at test_emulator.cpp", 6, 1, [&] { unfinished(false, true); });
+  test_mistake("has not been waited for", 6, 1, [&] { unfinished(true, false); });
+  emulator::forget_memory();
+}
+
 }  // namespace
 
 int main() {
   test_products<64>();
   test_products<128>();
+  test_bulk_copies();
   test_mistakes();
+  test_mistakes_of_bulk_copies();
   return check::result();
 }

@@ -137,13 +137,15 @@ void store(const Copy& copy) {
 }
 
 struct StoreWait final : Wait {
-  explicit StoreWait(Where from) : Wait(from), thread(*machine().current) {}
+  StoreWait(int pending_groups, Where from)
+      : Wait(from), thread(*machine().current), pending(static_cast<size_t>(pending_groups)) {}
   const Thread& thread;
+  const size_t pending;
 
   bool over() override {
-    return std::none_of(machine().copies.begin(), machine().copies.end(), [this](const Copy& copy) {
-      return copy.block == thread.block && copy.thread == thread.index && copy.committed;
-    });
+    const auto& stores = thread.stores;
+    return stores.size() <= pending || std::all_of(stores.begin(), stores.end() - static_cast<long>(pending),
+                                                   [](int left) { return left == 0; });
   }
   std::string what() const override { return "stores to have read shared memory"; }
 };
@@ -227,21 +229,46 @@ void store_box(const CUtensorMap& map, const BoxPlace& place, unsigned source, W
   if (box.swizzled) fail("stores of swapped lines are not emulated");
   check_box(block, box, place, source, "a store");
   check_fenced(block, source, bytes_of(box), "a store");
-  m.copies.push_back({&block, box, place, source, 0, m.current->index, false, where});
+  m.copies.push_back({&block, box, place, source, 0, m.current->index, kNotCommitted, where});
+}
+
+// A box of one line, which is performed like others. Both its places are checked here, where the thread that
+// gives them is known.
+void copy_bulk(void* destination, unsigned source, int bytes, Where where) {
+  constexpr const char* kBy = "a bulk copy";
+  constexpr int kUnit = 16;  // of its size and both addresses
+  Machine& m = machine();
+  Block& block = *m.current->block;
+  if (bytes <= 0 || bytes % kUnit != 0) fail("%s of %d bytes, no positive multiple of %d", kBy, bytes, kUnit);
+  if (source % kUnit != 0) fail("%s from %#x of shared memory, no multiple of %d", kBy, source, kUnit);
+  if (reinterpret_cast<uintptr_t>(destination) % kUnit != 0)
+    fail("%s to %p, no multiple of %d", kBy, destination, kUnit);
+  const auto size = static_cast<unsigned>(bytes);
+  shared_of(block, source, size, kBy);
+  check_global(destination, size, kBy);
+  check_fenced(block, source, size, kBy);
+  const int words = bytes / 4;
+  const TensorBox line = {
+      CU_TENSOR_MAP_DATA_TYPE_FLOAT32, destination, {words, 1, 1, 1, 1}, {}, {words, 1, 1, 1, 1}, false};
+  m.copies.push_back({&block, line, BoxPlace{}, source, 0, m.current->index, kNotCommitted, where});
 }
 
 void commit_stores() {
   Machine& m = machine();
+  m.current->stores.push_back(0);
   for (size_t i = m.copies.size(); i-- > 0;) {
     Copy& copy = m.copies[i];
     if (copy.block != m.current->block || copy.thread != m.current->index) continue;
-    copy.committed = true;
+    if (copy.group == kNotCommitted) {
+      copy.group = static_cast<int>(m.current->stores.size()) - 1;
+      ++m.current->stores.back();
+    }
     if (m.options.copies == Delay::kNone) m.perform_copy(i);
   }
 }
 
-void wait_for_stores(Where where) {
-  StoreWait wait(where);
+void wait_for_stores(int pending, Where where) {
+  StoreWait wait(pending, where);
   machine().wait_until(wait);
 }
 
@@ -252,6 +279,8 @@ void Machine::perform_copy(size_t number) {
     load(copy);
   } else {
     store(copy);
+    if (copy.group != kNotCommitted)
+      --copy.block->threads[static_cast<size_t>(copy.thread)].stores[static_cast<size_t>(copy.group)];
   }
 }
 

@@ -72,7 +72,7 @@ void set_options(const Options& options);
 // Options that a number stands for: the first nine have all combinations of delays.
 Options options_of(uint64_t number);
 
-// Global memory that tensor copies may read or write. `name` is for messages.
+// Global memory that tensor copies and bulk copies may read or write. `name` is for messages.
 void add_memory(const void* begin, size_t bytes, const char* name);
 void forget_memory();
 
@@ -138,8 +138,9 @@ cudaError_t make_tensor_map(const convt::TensorBox& box, CUtensorMap* map);
 void load_box(unsigned blocks, unsigned destination, const CUtensorMap& map, const convt::BoxPlace& place,
               unsigned barrier, Where where);  // blocks 0: this one
 void store_box(const CUtensorMap& map, const convt::BoxPlace& place, unsigned source, Where where);
-void commit_stores();
-void wait_for_stores(Where where);
+void copy_bulk(void* destination, unsigned source, int bytes, Where where);
+void commit_stores();                            // both kinds
+void wait_for_stores(int pending, Where where);  // groups
 
 enum class Operand { kTf32, kHalf, kBFloat16 };
 

@@ -31,13 +31,15 @@ struct Wait {
 };
 
 // A copy from shared to global memory, or to it.
+inline constexpr int kNotCommitted = -1;
+
 struct Copy {
   Block* block;  // whose shared memory it is
   convt::TensorBox box;
   convt::BoxPlace place;
   unsigned shared, barrier;
   int thread;  // that waits for a store; -1 of a load
-  bool committed;
+  int group;   // of its stores; kNotCommitted before
   Where where;
 };
 
@@ -73,6 +75,7 @@ struct Thread {
   // Copies by threads.
   std::vector<AsyncCopy> copies;
   int copy_groups = 0;
+  std::vector<int> stores;  // of shared memory: of each group committed, those still to be performed
 
   int lane() const { return index % kLanes; }
 };

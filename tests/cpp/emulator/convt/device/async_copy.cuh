@@ -30,11 +30,18 @@ inline void wait_for_copies(emulator::Where where = emulator::Where::current()) 
 
 inline constexpr bool kHasBulkCopies = true;
 
-inline void copy_bulk(void*, unsigned, int) { emulator::fail("copy_bulk is not emulated"); }
+inline void copy_bulk(void* destination, unsigned source, int bytes,
+                      emulator::Where where = emulator::Where::current()) {
+  emulator::copy_bulk(destination, source, bytes, where);
+}
 inline void fence_for_bulk_copies() { emulator::fence_for_copies(); }
 inline void commit_bulk_copies() { emulator::commit_stores(); }
+template <int kPending>
+inline void wait_for_bulk_reads_but(emulator::Where where = emulator::Where::current()) {
+  emulator::wait_for_stores(kPending, where);
+}
 inline void wait_for_bulk_reads(emulator::Where where = emulator::Where::current()) {
-  emulator::wait_for_stores(where);
+  emulator::wait_for_stores(0, where);
 }
 
 }  // namespace convt
