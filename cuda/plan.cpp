@@ -549,11 +549,11 @@ std::string describe(const Plan& plan) {
          << "x" << t.rows << "x" << t.cols << " flat=" << t.flat << " fold=" << t.fold_h << "x" << t.fold_w
          << " phases=" << t.phases() << "x" << t.phases_together << " couts=" << t.cout_tiles
          << " pixel_tiles=" << t.pixel_tiles << " halo=" << t.halo_rows << "x" << t.halo_cols
-         << " long_rows=" << (t.halo_pitch > 0) << " lines=" << t.halo_lines << " cluster=" << t.cluster_rows
-         << "x" << t.cluster_pixels << " chunks=" << t.chunks << " stages=" << t.stages << "+"
-         << t.halo_stages << " stores=" << t.store_elements << " workspace=" << t.workspace_bytes
-         << " shared=" << t.shared_bytes << " works=" << t.works() << " blocks=" << t.grid
-         << describe_precision(t);
+         << " long_rows=" << (t.halo_pitch > 0) << " lines=" << t.halo_lines << " runs=" << t.halo_runs
+         << " cluster=" << t.cluster_rows << "x" << t.cluster_pixels << " chunks=" << t.chunks
+         << " stages=" << t.stages << "+" << t.halo_stages << " stores=" << t.store_elements
+         << " workspace=" << t.workspace_bytes << " shared=" << t.shared_bytes << " works=" << t.works()
+         << " blocks=" << t.grid << describe_precision(t);
   }
   if (plan.kernel == Kernel::kImplicitGemm) {
     const ImplicitGemmLaunch& t = plan.implicit_gemm;

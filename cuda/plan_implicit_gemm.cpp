@@ -234,13 +234,19 @@ struct Search {
     const double sums = steps * step;
     // Others multiply while a block or warpgroup stores, for some of the time, but for the last work.
     const bool pairs = fold_w * t.phases_together >= 2;
-    const double store = problem.output_channels_last ? 0.084 : pairs ? 0.072 : 0.152;  // of a byte
+    const bool parts_of_sectors = fold_w > 1 && problem.w.stride > t.phases_together;
+    const double lines = sizes.rows == 32 ? 0.07 : 0.084;
+    const double store = problem.output_channels_last ? lines  // of a byte
+                         : !pairs                     ? 0.152
+                         : parts_of_sectors           ? 0.085
+                         : t.halo_runs                ? 0.055
+                                                      : 0.072;
     const double stores = 150 + store * number(size) * sizes.rows * sizes.pixels * t.phases_together;
     const double hidden = (parts > 1 ? 0.15 : 0.3) * std::min(sums, stores);
     // Phases with many taps and with few even out after some rounds.
     const double late = rounds < 4 ? (most_steps - steps) * step * (two_blocks ? 2 : 1) : 0;
     const double all = own_works * (sums + stores) - (own_works - 1) * hidden + late;
-    const double memory = halo_memory_cycles(t);
+    const double memory = halo_memory_cycles(t.halo_runs ? 0 : torn_sectors(t));
     const double weight = number(size * problem.cin() * problem.cout_per_group) * kernel;
     const double turn = t.turns_weight ? 2500 + 0.00053 * (1 + parts) / 2 * weight : 0;
     const double shares = t.shares_copies() ? 5250 + 140 * rounds : 0;
@@ -278,33 +284,34 @@ struct Search {
   // (set_halo_cols), which those at the ends of rows are not.
   static double bank_conflicts(const ImplicitGemmLaunch& t) {
     if (t.halo_lines) return 1;
-    if (t.halo_cols % 16 != 8) return 2;
+    if (t.halo_cols % 16 != 8) return 1.5;
     const bool long_rows = t.halo_pitch > 0 && !t.flat;
     return t.cols % 8 == 0 || long_rows ? 1 : 1 + std::min(1.0, 5.0 / t.cols);
   }
 
-  // What memory takes for a launch with halos.
-  double halo_memory_cycles(const ImplicitGemmLaunch& t) const {
+  // What memory takes for a launch with halos, where a part of the output's sectors is torn.
+  double halo_memory_cycles(double torn) const {
     const auto bytes = [this](int64_t n) { return static_cast<double>(size * n); };
     const double input = bytes(problem.batch * problem.h.input * problem.w.input * problem.cin());
-    const double output = bytes(problem.output_elements());
-    double torn = 0;  // sectors that are written in parts, where L2 does not put them together
-    if (!problem.output_channels_last && output >= 32e6) {
-      // A tile's outputs that follow each other: of a row, or of whole rows of all phases.
-      int64_t run = int64_t{t.cols} * t.phases_together * fold_w * size;
-      int64_t row = problem.w.output * fold_w * size;
-      if (t.flat) {
-        const bool whole_rows = t.cols % problem.w.input == 0 && t.phases() == 1;
-        run = whole_rows ? run * fold_h : std::min(run, row);
-        if (whole_rows) row = run;
-      }
-      if (problem.w.stride != t.phases_together) {
-        torn = 1.27 * static_cast<double>(problem.w.stride);
-      } else if (row % kSector != 0 || run % kSector != 0) {
-        torn = 5 * std::sqrt(static_cast<double>(kSector) / static_cast<double>(run));
-      }
+    return 0.000606 * (input + bytes(problem.output_elements()) * (1 + torn));
+  }
+
+  // Sectors that are written in parts, where L2 does not put them together.
+  double torn_sectors(const ImplicitGemmLaunch& t) const {
+    if (problem.output_channels_last || static_cast<double>(size * problem.output_elements()) < 32e6)
+      return 0;
+    // A tile's outputs that follow each other: of a row, or of whole rows of all phases.
+    int64_t run = int64_t{t.cols} * t.phases_together * fold_w * size;
+    int64_t row = problem.w.output * fold_w * size;
+    if (t.flat) {
+      const bool whole_rows = t.cols % problem.w.input == 0 && t.phases() == 1;
+      run = whole_rows ? run * fold_h : std::min(run, row);
+      if (whole_rows) row = run;
     }
-    return 0.000606 * (input + output * (1 + torn));
+    if (problem.w.stride != t.phases_together) return 1.27 * static_cast<double>(problem.w.stride);
+    return row % kSector != 0 || run % kSector != 0
+               ? 5 * std::sqrt(static_cast<double>(kSector) / static_cast<double>(run))
+               : 0;
   }
 
   // The same of products that take all taps of a row of the filter, with weights fitted to launches of two
@@ -320,9 +327,7 @@ struct Search {
     const double step =
         std::max(2.16 * columns * sizes.groups(), weight + rows * static_cast<double>(t.halo_bytes()) / 36);
     const double tile = taps * t.chunks * step + (t.halo_lines ? 3000 : 4200);
-    const double input = number(problem.batch * problem.h.input * problem.w.input * problem.cin());
-    const double memory = 0.000606 * static_cast<double>(size) * (input + number(problem.output_elements()));
-    return 11000 + std::max(std::ceil(works_of(t) / t.grid) * tile, memory);
+    return 11000 + std::max(std::ceil(works_of(t) / t.grid) * tile, halo_memory_cycles(0));
   }
 
   // launch.works(), which may be more than a number has.
@@ -362,8 +367,7 @@ struct Search {
     };
     if (launch.halos) {
       if (launch.sizes().row_taps > 1 && keep_weight(launch, fits)) return true;
-      // Of both in turns.
-      // Of taps together, a row of the input for each warpgroup and another one.
+      // Of both in turns; of taps together, a row of the input for each warpgroup and another one.
       const int rows = launch.sizes().row_taps > 1 ? launch.sizes().groups() - 1 : 0;
       launch.stages = 2;
       launch.halo_stages = rows + 2;
@@ -645,9 +649,27 @@ struct Search {
     consider_images(launch, 1);
   }
 
+  // Whether a flat tile's outputs can leave in runs, which begin and end at multiples of 16 bytes: all phases
+  // are columns of one product, and images, and rows where tiles have parts of them, are such multiples.
+  bool stores_runs(const ImplicitGemmLaunch& launch) const {
+    if (!launch.flat || launch.halo_lines || !halo_gemm_stores_runs(launch.sizes(), parts) || fold_w < 2 ||
+        launch.phases() > 1 || launch.fold() > kHaloGemmRunColumns)
+      return false;
+    const int64_t vector = kAlignment / size, plane = problem.h.input * problem.w.input;
+    const bool whole_images = int64_t{launch.rows} * launch.cols >= plane;
+    return plane * fold_w % vector == 0 &&
+           (fold_h == 1 || whole_images || problem.w.input * fold_w % vector == 0);
+  }
+
   // Takes rows of a tile by themselves, or as parts of a long row.
   void consider_halo_rows(ImplicitGemmLaunch launch) const {
-    if (set_halo_cols(launch)) consider(launch);
+    if (set_halo_cols(launch)) {
+      consider(launch);
+      if (stores_runs(launch)) {
+        launch.halo_runs = true;
+        return consider(launch);
+      }
+    }
     // Whole rows, which begin at multiples of 16 bytes and follow each other.
     const int64_t w = problem.w.input;
     if (launch.halo_lines || launch.flat || launch.tiles_w > 1 || launch.rows == 1 ||

@@ -32,9 +32,9 @@ G = Geometry
 KERNEL = "halo_gemm"
 # Rows of whole pieces of 16 bytes: copied by themselves and together; taps of two phases, several columns apart, or
 # none; columns beside the image on one side or both, or cropped; several tiles along each axis, images of few pixels,
-# images that are read as rows of any length; phases that are columns of one product; rows whose taps are, of a weight
-# that stays in shared memory or does not; output channels that fill a tile or do not, chunks of channels that fill the
-# rings and that wrap around.
+# images that are read as rows of any length; phases that are columns of one product, whose outputs leave in runs of
+# parts of rows, of whole rows or of images; rows whose taps are such columns, of a weight that stays in shared memory
+# or does not; output channels that fill a tile or do not, chunks of channels that fill the rings and that wrap around.
 GEOMETRIES = (
     G("k3", (2, 40, 10, 12), 70, (3, 3), padding=(1, 1)),
     G("k3_wide", (2, 40, 7, 132), 70, (3, 3), padding=(1, 1)),
@@ -57,6 +57,8 @@ GEOMETRIES = (
     G("k2s2_14x14", (9, 40, 14, 14), 36, (2, 2), stride=(2, 2)),
     G("k2s2", (3, 136, 9, 64), 36, (2, 2), stride=(2, 2)),
     G("k4s4", (3, 40, 15, 20), 13, (4, 4), stride=(4, 4)),
+    G("k2s2_wide", (2, 33, 3, 300), 36, (2, 2), stride=(2, 2)),
+    G("k2s2_odd_width", (25, 40, 4, 5), 33, (2, 2), stride=(2, 2), bias=False),
     G("groups", (2, 72, 6, 8), 60, (4, 4), stride=(2, 2), padding=(1, 1), groups=3),
     G("many_tiles", (9, 40, 66, 136), 40, (3, 3), padding=(1, 1)),
     G("many_couts", (1, 520, 5, 8), 300, (3, 3), padding=(1, 1), bias=False),
@@ -105,7 +107,7 @@ def test_layouts(geometry: Geometry, precision: str, monkeypatch: pytest.MonkeyP
 def test_kinds_of_launches(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The geometries have launches of every kind."""
     kinds = set()
-    names = "rows", "flat", "long_rows", "lines", "cluster", "warpgroups", "row_taps", "keeps_weight"
+    names = "rows", "flat", "long_rows", "lines", "cluster", "warpgroups", "row_taps", "keeps_weight", "runs"
     for given, layout in product(GEOMETRIES, ("contiguous", "channels_last")):
         geometry = in_layout(given, layout)
         x, w, b = geometry.tensors(torch.float32, "cuda")
@@ -118,16 +120,16 @@ def test_kinds_of_launches(precision: str, monkeypatch: pytest.MonkeyPatch) -> N
                 kinds.add(f"parts={fields['halo'].split('x')[0] != '1'}")
     expected = {"rows=64", "rows=32", "flat=0", "flat=1", "long_rows=0", "long_rows=1", "lines=0", "lines=1"}
     expected |= {"cluster=1x1", "phases=1", "phases=2", "folds=True", "folds=False", "parts=True", "parts=False"}
-    expected |= {"warpgroups=1", "row_taps=1", "keeps_weight=0"}
+    expected |= {"warpgroups=1", "row_taps=1", "keeps_weight=0", "runs=0"}
     if precision == "tf32":
-        expected |= {"rows=128", "warpgroups=2", "cluster=1x2", "row_taps=3", "keeps_weight=1"}
+        expected |= {"rows=128", "warpgroups=2", "cluster=1x2", "row_taps=3", "keeps_weight=1", "runs=1"}
     assert kinds >= expected, expected - kinds
 
 
 @precisions
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "none"])
-@pytest.mark.parametrize("geometry", GEOMETRIES[4:17:4], ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("geometry", GEOMETRIES[4:21:4], ids=lambda geometry: geometry.name)
 def test_activation(
     geometry: Geometry, activation: str, layout: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +177,7 @@ def test_refuses(change: dict[str, object], reason: str) -> None:
 @pytest.mark.sanitize
 @precisions
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("geometry", GEOMETRIES[:18:5], ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("geometry", GEOMETRIES[:21:5], ids=lambda geometry: geometry.name)
 def test_under_sanitizers(geometry: Geometry, layout: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, b = geometry.tensors(torch.float32, "cuda")
     x = LAYOUTS[layout](x)

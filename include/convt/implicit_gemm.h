@@ -63,7 +63,7 @@ inline constexpr int kImplicitGemmMaxSplits = 8;    // blocks of a cluster
 inline constexpr int kImplicitGemmWarpRows = 16;    // of a product
 inline constexpr int kHaloGemmRowColumns = 72;      // of halos of NCHW whose taps are taken together
 inline constexpr int kHaloGemmWorks = 2;            // pieces of work that halo_gemm prepares
-inline constexpr size_t kHaloGemmWorkBytes = 56;    // of each, besides places and biases
+inline constexpr size_t kHaloGemmWorkBytes = 64;    // of each, besides places and biases
 
 // Outputs are numbered by places and phases along each axis: output o is phase o mod stride of place o div
 // stride, and has the same taps as the same phase of any other place. A piece of work is some output channels
@@ -124,6 +124,10 @@ struct ImplicitGemmLaunch {
   bool halo_lines = false;  // of NHWC: lines of channels
   int halo_cols = 0, halo_stages = 0;
   bool keeps_weight = false;  // each stage has its part for all works of a thread block
+  // Of flat tiles whose phases are all columns of one product: the outputs of a channel are put together in
+  // shared memory as they follow each other in an image, and bulk copies write such runs while the next
+  // products are summed.
+  bool halo_runs = false;
   // Where not zero, an image's rows are copied as parts of one long row, this many columns from one row of a
   // tile to the next: those of the image, or of a flat tile. A copy then brings `halo_rows` of them in one
   // piece, and products take zeros for what lies beside the image.
@@ -192,7 +196,8 @@ inline Problem folded(const Problem& problem, int fold_h, int fold_w) {
 //              or, of parts of long rows, [part][image][chunk channel][column]; of NHWC [image][row][column]
 //              [chunk channel], in lines as those of the stages
 //   output     [warpgroup] lines of the output, padded; or [warpgroup][warp] boxes of it; of taps together,
-//              what one warp passes to the next before lines
+//              what one warp passes to the next before lines; or, of all warpgroups, runs of the output:
+//              [output channel][image][place], with all phases of the places
 //   places     [warpgroup][columns] 8 bytes: where they lie in the output; 4 bytes: where in a box. Of
 //              halo_gemm, HaloWorks
 //   barriers   [stages] full, [stages] empty; the same of the halos
@@ -212,6 +217,28 @@ constexpr size_t halo_gemm_passed_bytes(const ImplicitGemmConfig& sizes) {
 }
 inline constexpr int kHaloGemmLineCouts = 32;
 inline constexpr size_t kHaloGemmLinePitch = 68 * sizeof(float);
+constexpr size_t halo_gemm_place_pitch(const ImplicitGemmConfig& sizes) {
+  return (size_t{1} * sizes.rows + 8) * sizeof(float);
+}
+
+// Where outputs leave in runs, those of some columns of the products are put together at a time, in one of
+// two buffers: copies read the other.
+inline constexpr int kHaloGemmRunBuffers = 2, kHaloGemmRunColumns = 32;
+// Tiles of fewer places gained nothing, and nor did those whose operands are split.
+constexpr bool halo_gemm_stores_runs(const ImplicitGemmConfig& sizes, int parts) {
+  return sizes.rows == 128 && sizes.pixels == 256 && parts == 1;
+}
+// From the runs of an output channel to those of the next. The four lanes that have the same place write
+// eight bytes each, of four channels or of two: they lie in different banks.
+inline size_t halo_gemm_run_pitch(const ImplicitGemmLaunch& launch) {
+  const size_t bytes = size_t{1} * launch.images * launch.rows * launch.cols * launch.fold() * sizeof(float);
+  const size_t banks = launch.fold() == 2 ? 32 : 64;
+  return (bytes + kImplicitGemmLine - 1 - banks) / kImplicitGemmLine * kImplicitGemmLine + banks;
+}
+// Of a buffer.
+inline size_t halo_gemm_run_bytes(const ImplicitGemmLaunch& launch) {
+  return kHaloGemmRunColumns / launch.fold() * halo_gemm_run_pitch(launch);
+}
 
 // Of a warp's boxes, a multiple of what tensor copies begin at.
 inline size_t implicit_gemm_box_bytes(const ImplicitGemmLaunch& launch) {
@@ -246,9 +273,14 @@ inline ImplicitGemmShared implicit_gemm_shared(const ImplicitGemmLaunch& launch)
   s.output = (s.halos + launch.halo_stages * s.halo_bytes + 1023) / 1024 * 1024;
   s.output_bytes = std::max(kImplicitGemmOutputBytes, 4 * implicit_gemm_box_bytes(launch));
   if (sizes.row_taps > 1) {
-    const size_t lines = launch.halo_lines ? size_t{32} * (sizes.rows + 8) * sizeof(float)
-                                           : kHaloGemmLineCouts * kHaloGemmLinePitch;
+    const size_t lines =
+        launch.halo_lines ? 32 * halo_gemm_place_pitch(sizes) : kHaloGemmLineCouts * kHaloGemmLinePitch;
     s.output_bytes = halo_gemm_passed_bytes(sizes) + lines;
+  }
+  if (launch.halo_runs) {
+    const size_t buffers = kHaloGemmRunBuffers * halo_gemm_run_bytes(launch);
+    const size_t each = buffers / sizes.groups() + kImplicitGemmLine - 1;
+    s.output_bytes = std::max(s.output_bytes, each / kImplicitGemmLine * kImplicitGemmLine);
   }
   s.places = s.output + sizes.groups() * s.output_bytes;
   const size_t halo_works =

@@ -115,6 +115,12 @@ std::vector<Case> make_cases() {
       {"halos_nhwc", 2, 1, 72, 70, axis(6, 5, 2, 2, 1), axis(70, 5, 1, 2), true},
       {"halos_nhwc_images", 13, 2, 36, 33, axis(4, 4, 2, 1), axis(5, 3, 1, 2, 0, 2), true},
       {"halos_planes", 9, 1, 40, 36, axis(14, 2, 2), axis(14, 2, 2)},
+      // Outputs in runs: of parts of rows, of several rows and parts, of whole images of any width, of
+      // groups.
+      {"halos_runs_wide", 2, 1, 33, 36, axis(3, 2, 2), axis(300, 2, 2)},
+      {"halos_runs_parts", 3, 1, 40, 13, axis(7, 4, 4), axis(52, 4, 4)},
+      {"halos_runs_images", 25, 1, 40, 33, axis(4, 2, 2), axis(5, 2, 2)},
+      {"halos_runs_groups", 2, 2, 36, 20, axis(9, 4, 4), axis(36, 2, 2)},
       // Groups, channels that fill no line, batches.
       square("groups", 2, 3, 20, 24, odd3),
       square("groups_of_16", 2, 2, 16, 16, axis(6, 4, 2, 1)),
@@ -152,6 +158,8 @@ std::vector<Case> make_cases() {
   with("halos_folded_gelu", "halos_planes", [&](Case& c) { c.activation = gelu; });
   with("halos_misplaced", "halos_k4s2", [](Case& c) { c.output_offset = 2; });
   with("halos_output_odd", "halos_planes", [](Case& c) { c.output_offset = 1; });
+  with("halos_runs_leaky", "halos_runs_parts", [&](Case& c) { c.activation = leaky; });
+  with("halos_runs_no_bias", "halos_runs_wide", [](Case& c) { c.bias = false; });
   with("unet_no_bias", "unet", [](Case& c) { c.bias = false; });
   with("dcgan_misplaced", "dcgan", [](Case& c) { c.input_offset = 1, c.output_offset = 1; });
   with("unet_misplaced", "unet", [](Case& c) { c.input_offset = 3, c.output_offset = 2; });
@@ -418,12 +426,12 @@ struct Candidate {
 // What tells kinds of launches apart: other code, or another way through it.
 std::string kind_of(const ImplicitGemmLaunch& t) {
   char text[200];
-  std::snprintf(text, sizeof(text), "%d f%d b%d fold%dx%d t%d c%dx%d s%d box%d%d%d n%d i%dw%d r%d h%d%d%dk%d",
-                t.config, t.flat, t.blocks, t.fold_h, t.fold_w, t.phases_together, t.cluster_rows,
-                t.cluster_pixels, t.splits, t.box.count, t.box.halves, t.box.whole_rows,
-                t.columns() < t.sizes().columns(), t.turns_input, t.turns_weight,
-                t.works() * t.cluster() > t.grid, t.halos, t.halo_lines ? 2 : t.halo_pitch > 0,
-                t.halo_rows > 1, t.keeps_weight);
+  std::snprintf(text, sizeof(text),
+                "%d f%d b%d fold%dx%d t%d c%dx%d s%d box%d%d%d n%d i%dw%d r%d h%d%d%dk%dr%d", t.config,
+                t.flat, t.blocks, t.fold_h, t.fold_w, t.phases_together, t.cluster_rows, t.cluster_pixels,
+                t.splits, t.box.count, t.box.halves, t.box.whole_rows, t.columns() < t.sizes().columns(),
+                t.turns_input, t.turns_weight, t.works() * t.cluster() > t.grid, t.halos,
+                t.halo_lines ? 2 : t.halo_pitch > 0, t.halo_rows > 1, t.keeps_weight, t.halo_runs);
   return text;
 }
 

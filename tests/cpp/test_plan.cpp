@@ -538,6 +538,34 @@ void check_halos(const Problem& p, const convt::ImplicitGemmLaunch& launch, cons
   }
 }
 
+// Outputs that leave in runs: bulk copies take whole pieces of 16 bytes, from such places to such places.
+void check_runs(const Problem& p, const convt::ImplicitGemmLaunch& launch, const std::string& context) {
+  const int64_t w = p.w.input, plane = p.h.input * w, fold = launch.fold(), fold_w = launch.fold_w;
+  CHECK(launch.flat && !launch.halo_lines && launch.parts == 1, context);
+  CHECK(launch.phases() == 1 && launch.phases_together == 1 && fold_w >= 2, context);
+  CHECK(p.h.output == p.h.input && p.w.output == w, context);  // without rows or columns between them
+  CHECK(convt::kHaloGemmRunColumns % fold == 0 && launch.sizes().rows % (2 * convt::kHaloGemmRunColumns) == 0,
+        context);
+  CHECK(convt::halo_gemm_run_pitch(launch) % 16 == 0 && plane * fold % 4 == 0, context);
+  CHECK(convt::implicit_gemm_shared(launch).output_bytes * static_cast<size_t>(launch.sizes().groups()) >=
+            2 * convt::halo_gemm_run_bytes(launch),
+        context);
+  const int64_t span = int64_t{launch.rows} * launch.cols;
+  for (int64_t first = 0; first < plane; first += span) {
+    const int64_t end = std::min(first + span, plane);
+    for (int64_t at = first; at < end;) {
+      // To the end of the row, of a row of each phase along H; whole rows are runs of all of them.
+      const int64_t next = std::min((at / w + 1) * w, end);
+      const bool whole = next - at == w || launch.fold_h == 1;
+      const int64_t of_pixel = whole ? fold : fold_w;
+      CHECK((at - first) * fold % 4 == 0 || whole, context);
+      CHECK(whole || (at % w * fold_w % 4 == 0 && (next - at) * of_pixel % 4 == 0), context);
+      CHECK(!whole || (at * of_pixel % 4 == 0 && next * of_pixel % 4 == 0) || end - first == plane, context);
+      at = next;
+    }
+  }
+}
+
 void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& launch,
                          const DeviceLimits& device, const std::string& context) {
   // Folded phases are as many in every row of a product, and leave nothing over.
@@ -561,6 +589,7 @@ void check_implicit_gemm(const Problem& whole, const convt::ImplicitGemmLaunch& 
   CHECK(!splits || launch.halos || (launch.turns_input && launch.turns_weight && sizes.columns() <= 128),
         context);
   if (launch.halos) check_halos(p, launch, device, context);
+  if (launch.halo_runs) check_runs(p, launch, context);
   // Registers for the sums of two phases of float32, or of split operands, are not there.
   CHECK(!sizes.alternates || (!splits && (size == 2 || launch.phases_together == 1)), context);
   covers(launch.cout_tiles, sizes.rows, p.cout_per_group);
@@ -1543,7 +1572,7 @@ void test_output_boxes() {
 // All launches of halo_gemm, with every kind of halo among them; and what it refuses.
 void test_halo_gemm() {
   const Axis up = make_axis(16, 4, 2, 1), same = make_axis(60, 3, 1, 1), odd = make_axis(14, 2, 2);
-  int rows = 0, long_rows = 0, parts = 0, flat = 0, pairs = 0, folds = 0, singles = 0, lines = 0;
+  int rows = 0, long_rows = 0, parts = 0, flat = 0, pairs = 0, folds = 0, singles = 0, lines = 0, runs = 0;
   for (const auto precision : {convt::Float32Precision::kIeee, convt::Float32Precision::kTf32}) {
     for (const Axis& axis : {up, same, odd, make_axis(8, 5, 3, 2, 1), make_axis(12, 3, 1, 2, 0, 3)}) {
       for (const int64_t couts : {3, 4, 40, 41, 200}) {
@@ -1559,6 +1588,7 @@ void test_halo_gemm() {
             pairs += launch.phases_together == 2;
             folds += launch.fold() > 1;
             singles += launch.sizes().single;
+            runs += launch.halo_runs;
           }
         } catch (const std::invalid_argument& error) {  // no launch of that rank
           CHECK(std::string(error.what()).find("launches of halo_gemm") != std::string::npos, error.what());
@@ -1566,10 +1596,10 @@ void test_halo_gemm() {
       }
     }
   }
-  for (const int count : {rows, long_rows, parts, flat, pairs, folds, singles, lines})
+  for (const int count : {rows, long_rows, parts, flat, pairs, folds, singles, lines, runs})
     CHECK(count > 0, std::to_string(rows) + " " + std::to_string(long_rows) + " " + std::to_string(parts) +
                          " " + std::to_string(flat) + " " + std::to_string(pairs) + " " +
-                         std::to_string(folds) + " " + std::to_string(singles));
+                         std::to_string(folds) + " " + std::to_string(singles) + " " + std::to_string(runs));
   // Rows of 56 bytes: images are at multiples of 16, which only taps that are not shifted can use.
   const char* const unaligned = "it reads rows, or images of unshifted taps, at multiples of 16 bytes";
   const Axis shifted = make_axis(14, 3, 2, 1, 1);

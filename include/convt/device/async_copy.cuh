@@ -67,9 +67,12 @@ __device__ inline void commit_bulk_copies() {
   if constexpr (kHasBulkCopies) asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-// Waits until all that this thread has committed has been read.
-__device__ inline void wait_for_bulk_reads() {
-  if constexpr (kHasBulkCopies) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+// Waits until all that this thread has committed has been read, but for the last kPending groups.
+template <int kPending>
+__device__ inline void wait_for_bulk_reads_but() {
+  if constexpr (kHasBulkCopies) asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
+
+__device__ inline void wait_for_bulk_reads() { wait_for_bulk_reads_but<0>(); }
 
 }  // namespace convt

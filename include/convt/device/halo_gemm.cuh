@@ -57,10 +57,13 @@ struct HaloConfig {
   static constexpr int kParts = kOperandParts;
   static_assert(kRowTaps == 1 || (kRowTaps % 2 == 1 && kColumns == kRows && !kLongRows));
   static constexpr unsigned kPassedBytes = static_cast<unsigned>(halo_gemm_passed_bytes(kSizes));
+  static constexpr unsigned kPlacePitch = static_cast<unsigned>(halo_gemm_place_pitch(kSizes));
   // Rows i and i + 8 of a warp's 16 are neighbours along W: of taps together most sums move on to a
   // neighbour.
   static constexpr bool kNeighbours = kRowTaps > 1 && !kLines;
   static constexpr bool kPairs = !kLines && kSizes.fits_halos(2, kParts);
+  // That outputs may leave in.
+  static constexpr bool kRuns = kLayout == HaloLayout::kRows && halo_gemm_stores_runs(kSizes, kParts);
   // Products of a place tile whose fragments are read together: two tiles of places and two phases, or two
   // parts, leave registers for fewer.
   static constexpr int kStepsAtOnce = kPlaceTiles == 2 && (kParts > 1 || kSumColumns == 128) ? 2 : kSteps;
@@ -123,21 +126,17 @@ __device__ inline void visit_works(const Params<T>& p, const Visit& visit) {
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) visit(locate<C>(p, number));
 }
 
-// Calls visit(row of the filter, shift along H, chunk) for each halo of a piece of work; of taps together, in
-// the order in which a warpgroup takes the rows of the input.
+// Calls visit(row of the filter, shift along H, chunk) for each halo of a piece of work.
 template <typename C, typename T, typename Visit>
 __device__ inline void visit_halos(const Params<T>& p, const Work& work, const HaloTaps<C, T>& taps,
                                    const Visit& visit) {
   const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
   if (taps.count() == 0) return;
-  constexpr bool kRows = C::kRowTaps > 1;
 #pragma unroll 1
-  for (int outer = 0; outer < (kRows ? p.chunks : h.count); ++outer) {
+  for (int i = 0; i < h.count; ++i) {
 #pragma unroll 1
-    for (int inner = 0; inner < (kRows ? h.count : p.chunks); ++inner) {
-      const int i = kRows ? h.count - 1 - inner : outer, chunk = kRows ? outer : inner;
+    for (int chunk = 0; chunk < p.chunks; ++chunk)
       visit(h.first + i * p.phases_h.tap_step, h.shift - i * p.phases_h.shift_step, chunk);
-    }
   }
 }
 
@@ -147,22 +146,35 @@ __device__ inline void load_weights(const Params<T>& p, unsigned stages, const H
   prefetch_map(p.weight_map);
   if (p.after_turning) wait_for_previous_kernel();
   Turn turn = {0, 1};
+  const auto load_tap = [&](const Work& work, int tap_h, int tap_w, int chunk) {
+    wait(barriers.empty + 8 * turn.stage, turn.parity);
+    const unsigned full = barriers.full + 8 * turn.stage;
+    arrive_and_expect(full, p.expected_bytes);
+    loader.weight(work, tap_h, tap_w, chunk * Loader<C, T>::kChunk,
+                  stages + turn.stage * static_cast<unsigned>(p.shared.stage_bytes), full);
+    turn.next(p.stages);
+  };
   const auto load = [&](const Work& work) {
-    const HaloTaps<C, T> taps(p, work, 0);
-    visit_halos(p, work, taps, [&](int tap_h, int, int chunk) {
+    if constexpr (C::kRowTaps > 1) {
+      // In the order in which a warpgroup takes the rows of the input.
+      const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
 #pragma unroll 1
-      for (int i = 0; i < taps.count(); i += C::kRowTaps) {
-        const int tap_w = i < taps.first.count
-                              ? taps.first.first + i * p.phases_w.tap_step
-                              : taps.second.first + (i - taps.first.count) * p.phases_w.tap_step;
-        wait(barriers.empty + 8 * turn.stage, turn.parity);
-        const unsigned full = barriers.full + 8 * turn.stage;
-        arrive_and_expect(full, p.expected_bytes);
-        loader.weight(work, tap_h, tap_w, chunk * Loader<C, T>::kChunk,
-                      stages + turn.stage * static_cast<unsigned>(p.shared.stage_bytes), full);
-        turn.next(p.stages);
+      for (int chunk = 0; chunk < p.chunks; ++chunk) {
+#pragma unroll 1
+        for (int i = h.count - 1; i >= 0; --i) load_tap(work, h.first + i * p.phases_h.tap_step, 0, chunk);
       }
-    });
+    } else {
+      const HaloTaps<C, T> taps(p, work, 0);
+      visit_halos(p, work, taps, [&](int tap_h, int, int chunk) {
+#pragma unroll 1
+        for (int i = 0; i < taps.count(); ++i) {
+          const int tap_w = i < taps.first.count
+                                ? taps.first.first + i * p.phases_w.tap_step
+                                : taps.second.first + (i - taps.first.count) * p.phases_w.tap_step;
+          load_tap(work, tap_h, tap_w, chunk);
+        }
+      });
+    }
   };
   if (p.keeps_weight) {
     const int number = first_work<C>(p);
@@ -177,6 +189,22 @@ template <typename C>
 __device__ inline BoxPlace halo_box(int channel, int column, int row, int image, int group) {
   return C::kLines ? BoxPlace{channel, column, row, image, group}
                    : BoxPlace{column, channel, row, image, group};
+}
+
+// A stage of halos that may be filled: where it lies, and the barrier that its copies count towards.
+struct HaloStage {
+  unsigned to, full;
+};
+
+template <typename T>
+__device__ inline HaloStage next_halo(const Params<T>& p, unsigned halos, const HaloBarriers& barriers,
+                                      Turn& turn) {
+  wait(barriers.halo_empty + 8 * turn.stage, turn.parity);
+  const HaloStage stage = {halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes),
+                           barriers.halo_full + 8 * turn.stage};
+  arrive_and_expect(stage.full, p.halo_bytes);
+  turn.next(p.halo_stages);
+  return stage;
 }
 
 // Of taps together: rows of the input, of which each warpgroup takes those of its own row of outputs.
@@ -194,13 +222,10 @@ __device__ inline void load_rows(const Params<T>& p, unsigned halos, const HaloB
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
 #pragma unroll 1
       for (int row = 0; row < rows; ++row) {
-        wait(barriers.halo_empty + 8 * turn.stage, turn.parity);
-        const unsigned full = barriers.halo_full + 8 * turn.stage;
-        arrive_and_expect(full, p.halo_bytes);
-        copy_box(halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes), p.input_map,
+        const HaloStage stage = next_halo(p, halos, barriers, turn);
+        copy_box(stage.to, p.input_map,
                  halo_box<C>(chunk * Loader<C, T>::kChunk, taps.column, first + row, at.image, work.group),
-                 full);
-        turn.next(p.halo_stages);
+                 stage.full);
       }
     }
   });
@@ -217,10 +242,7 @@ __device__ inline void load_halos(const Params<T>& p, unsigned halos, const Halo
     const Origin at = locate_lines(p, work.tile);
     const HaloTaps<C, T> taps(p, work, at.w);
     visit_halos(p, work, taps, [&](int, int shift, int chunk) {
-      wait(barriers.halo_empty + 8 * turn.stage, turn.parity);
-      const unsigned full = barriers.halo_full + 8 * turn.stage;
-      arrive_and_expect(full, p.halo_bytes);
-      unsigned to = halos + turn.stage * static_cast<unsigned>(p.shared.halo_bytes);
+      HaloStage stage = next_halo(p, halos, barriers, turn);
       BoxPlace place =
           halo_box<C>(chunk * Loader<C, T>::kChunk, taps.column, at.h + shift, at.image, work.group);
       if (long_rows) {
@@ -229,14 +251,18 @@ __device__ inline void load_halos(const Params<T>& p, unsigned halos, const Halo
       }
 #pragma unroll 1
       for (int i = 0; i < copies; ++i) {
-        copy_box(to, p.input_map, place, full);
-        to += p.images * box_bytes;
+        copy_box(stage.to, p.input_map, place, stage.full);
+        stage.to += p.images * box_bytes;
         place.at[0] += p.halo_rows * p.halo_pitch;
       }
-      turn.next(p.halo_stages);
     });
   });
 }
+
+// A flat tile whose outputs leave in runs: its first image, and its pixels of each.
+struct RunTile {
+  int image, first, pixels;
+};
 
 // What multiplying warps have to know of a piece of work. Its divisions take a thousand cycles: others do
 // them ahead.
@@ -245,6 +271,7 @@ struct HaloWork {
   int steps;                // of all phases
   int taps[2], offsets[2];  // of phases along W: HaloTaps; of taps together, the first are those along H
   int columns[2];           // of the image, which the first tap reads for column 0 of the tile
+  RunTile runs;
 };
 
 // Shared memory of works: slots that are filled and read in turns.
@@ -256,6 +283,30 @@ struct HaloWorks {
   static_assert(sizeof(HaloWork) <= kHaloGemmWorkBytes);
 };
 
+// Where a place's outputs lie among the runs of a channel, as find_run packs it into what is a place of the
+// output else: those of its first phases along H and W, and from one phase along H to the next. In bytes.
+struct RunPlace {
+  unsigned at, step;
+
+  __device__ explicit RunPlace(int64_t packed)
+      : at(static_cast<unsigned>(packed)), step(static_cast<unsigned>(packed >> 32)) {}
+};
+
+// Of place n of a tile: the pixels of an image's row that the tile has are a run for each phase along H.
+template <typename T>
+__device__ inline int64_t find_run(const Params<T>& p, const RunTile& tile, int n) {
+  const auto by_part = p.cols.divide(n);
+  const auto by_image = p.rows.divide(by_part.quotient);
+  const int image = by_image.quotient, pixel = by_image.remainder * p.cols + by_part.remainder;
+  if (image >= min(p.images, p.batch - tile.image) || pixel >= tile.pixels) return kNowhere;
+  const int row = p.image_w.divide(tile.first + pixel).quotient * p.image_w - tile.first;
+  const int begin = max(row, 0), end = min(row + p.image_w, tile.pixels);
+  const int log2_fold = p.log2_fold_h + p.log2_fold_w;
+  const int at = ((image * p.rows * p.cols + begin) << log2_fold) + ((pixel - begin) << p.log2_fold_w);
+  const int step = (end - begin) << p.log2_fold_w;
+  return (int64_t{step} << 32 | at) * static_cast<int>(sizeof(T));
+}
+
 // Prepares works, by two warps.
 template <typename C, typename T>
 __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, const HaloBarriers& barriers) {
@@ -264,24 +315,28 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
   Turn turn = {0, 1};
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
+    const Origin origin = locate_lines(p, work.tile);
+    const int first_pixel = origin.h * p.halo_pitch;
+    const RunTile runs = {origin.image, first_pixel, min(p.rows * p.cols, p.image_pixels - first_pixel)};
     wait(barriers.work_empty + 8 * turn.stage, turn.parity);
     if (thread == 0) {
-      const int column = locate_lines(p, work.tile).w;
-      const HaloTaps<C, T> taps(p, work, column);
+      const HaloTaps<C, T> taps(p, work, origin.w);
       HaloWork& slot = slots.works[turn.stage];
       slot.work = work;
+      slot.runs = runs;
       const int rows = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count;
       slot.steps = rows * taps.count() / C::kRowTaps * p.chunks;
       slot.taps[0] = C::kRowTaps > 1 ? rows : taps.first.count;
       slot.taps[1] = taps.second.count;
       // Of taps together, from that of the last one on.
       for (int i = 0; i < 2; ++i) slot.offsets[i] = taps.offsets[i] - (C::kRowTaps - 1);
-      slot.columns[0] = column + taps.first.shift;
-      slot.columns[1] = column + taps.second.shift;
+      slot.columns[0] = origin.w + taps.first.shift;
+      slot.columns[1] = origin.w + taps.second.shift;
     }
     for (int i = thread; i < C::kPixels; i += kPreparers) {
       if constexpr (C::kRowTaps == 1) {
-        slots.places[turn.stage][i] = find_place<C>(p, work, i, true);
+        const bool in_runs = C::kRuns && p.run_pitch > 0;
+        slots.places[turn.stage][i] = in_runs ? find_run(p, runs, i) : find_place<C>(p, work, i, true);
       } else {
         // The first outputs of a row are not complete.
         const int column = i % kRows - (C::kRowTaps - 1);
@@ -880,7 +935,7 @@ template <typename C, typename T>
 __device__ inline void store_row_places(T* to, int couts, unsigned lines, const int64_t* places,
                                         const float (&sums)[C::kTileRows / 2]) {
   constexpr int kLanes = C::kTileRows / 4;  // that copy a place
-  constexpr unsigned kPitch = static_cast<unsigned>(C::kTileRows + 8) * 4;
+  constexpr unsigned kPitch = C::kPlacePitch;
   const int thread = afresh(static_cast<int>(threadIdx.x)) % 128, warp = thread / 32, lane = thread % 32;
   lines += warp * 8 * kPitch;
   const unsigned own = lines + lane / 4 * kPitch + lane % 4 * 8;
@@ -931,6 +986,116 @@ __device__ inline void store_row_taps(const Params<T>& p, const Work& work, unsi
     for (int j = 0; j < C::kTileRows / 8; ++j) {
       if (8 * j + cout < couts) to[place + (8 * j + cout) * stride] = all[4 * j + i];
     }
+  }
+}
+
+// A run of some output channels of a tile: elements in the output, from the first of them on, and bytes in
+// shared memory.
+struct Run {
+  int64_t to;
+  int cout;
+  unsigned from;
+  int bytes;
+};
+
+// Of an image, a tile has the end of a row, whole rows, and the beginning of another row: of parts of rows
+// each phase along H is a run, whole rows are one. Without phases along H all pixels follow each other.
+template <typename T>
+__device__ inline Run locate_run(const Params<T>& p, const RunTile& tile, int number) {
+  constexpr int kSize = sizeof(T);
+  const int width = p.image_w, fold_h = 1 << p.log2_fold_h, log2_fold = p.log2_fold_h + p.log2_fold_w;
+  const auto begin = p.image_w.divide(tile.first);
+  const bool parts = fold_h > 1 && (begin.remainder > 0 || tile.pixels < width);
+  const int head = parts ? min(width - begin.remainder, tile.pixels) : 0;
+  const int rows = p.image_w.divide(tile.pixels - head).quotient;
+  const int whole = fold_h == 1 ? tile.pixels : rows * width, tail = tile.pixels - head - whole;
+
+  const auto by_image = p.runs_of_image.divide(number);
+  const auto by_cout = p.run_images.divide(by_image.quotient);
+  const int run = by_image.remainder, image = by_cout.remainder, cout = by_cout.quotient;
+  const bool is_head = run < fold_h, is_whole = run == fold_h;
+  const int phase = is_head ? run : is_whole ? 0 : run - fold_h - 1;
+  const int pixel = is_head ? 0 : is_whole ? head : head + whole;
+  const int count = is_head ? head : is_whole ? whole : tail;
+  const int row = begin.quotient + (is_head || head == 0 ? 0 : 1) + (is_head || is_whole ? 0 : rows);
+  const int column = is_head || head == 0 ? begin.remainder : 0;
+  const bool exists = tile.image + image < p.batch;
+  const int at = ((image * p.rows * p.cols + pixel) << log2_fold) + phase * (count << p.log2_fold_w);
+  const int64_t out_row = (int64_t{row} << p.log2_fold_h) + phase;
+  return {cout * p.output_stride.c + (tile.image + image) * p.output_stride.n + out_row * p.fold_row +
+              (column << p.log2_fold_w),
+          cout, static_cast<unsigned>(cout) * p.run_pitch + static_cast<unsigned>(at * kSize),
+          exists ? (count << (is_whole ? log2_fold : p.log2_fold_w)) * kSize : 0};
+}
+
+// Stores the sums of a flat tile as runs, from shared address `runs` on. Stores from registers write parts of
+// sectors where rows have no whole number of them; runs are as long as rows or images allow, and leave while
+// the next products are summed. A lane's two columns are neighbouring phases along W.
+template <typename C, typename T>
+__device__ inline void store_runs(const Params<T>& p, const HaloWork& work, unsigned runs,
+                                  const int64_t* places, unsigned bias, const HaloSums<C>& sums) {
+  constexpr int kPlaces = 2 * C::kPlaceTiles, kWarps = C::kMultiplyingWarps, kThreads = 32 * kWarps;
+  constexpr int kColumns = kHaloGemmRunColumns, kBarrier = 1 + C::kWarpgroups;  // sync_lines has others
+  // Turns begin with the first buffer.
+  static_assert(C::kTileRows % (kHaloGemmRunBuffers * kColumns) == 0);
+  const int thread = afresh(static_cast<int>(threadIdx.x)), lane = thread % 32;
+  const int log2_fold = p.log2_fold_h + p.log2_fold_w, some_couts = kColumns >> log2_fold;
+  const int fold_h = 1 << p.log2_fold_h, fold_w = 1 << p.log2_fold_w;
+  unsigned to[kPlaces], step[kPlaces];
+  bool exists[kPlaces];
+#pragma unroll
+  for (int i = 0; i < kPlaces; ++i) {
+    const int64_t place = places[i / 2 * kRows + thread % 128 / 32 * kWarpRows + i % 2 * 8 + lane / 4];
+    const RunPlace run(place);
+    exists[i] = place != kNowhere;
+    to[i] = run.at;
+    step[i] = run.step;
+  }
+  const int64_t channels = int64_t{work.work.group} * p.cout_per_group + work.work.cout;
+  T* output = p.output + (channels >> log2_fold) * p.output_stride.c;
+  int couts = (p.cout_per_group - work.work.cout) >> log2_fold;
+  // A warp starts copies one after the other, so warps share them. What copies need is computed by all lanes
+  // at once and, of the first ones, once.
+  const int first = lane * kWarps + thread / 32, count = some_couts * p.run_images * p.runs_of_image;
+  const auto copy = [&](const Run& run, unsigned buffer) {
+    if (run.bytes > 0 && run.cout < couts) copy_bulk(output + run.to, buffer + run.from, run.bytes);
+  };
+  Run own = {};
+  if (first < count) own = locate_run(p, work.runs, first);
+#pragma unroll
+  for (int pass = 0; pass < C::kTileRows / kColumns; ++pass) {
+    const unsigned buffer = runs + pass % kHaloGemmRunBuffers * some_couts * p.run_pitch;
+    float2 add[kColumns / 8];
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j)
+      add[j] = load_floats(bias + (pass * kColumns + 8 * j + lane % 4 * 2) * 4);
+    wait_for_bulk_reads_but<kHaloGemmRunBuffers - 1>();  // by the threads that started the copies
+    sync_threads<kThreads>(kBarrier);
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+      const int column = 8 * j + lane % 4 * 2;
+      const unsigned at = buffer + (column >> log2_fold) * p.run_pitch + (column & (fold_w - 1)) * 4;
+      const unsigned phase = column >> p.log2_fold_w & (fold_h - 1);
+#pragma unroll
+      for (int i = 0; i < kPlaces; ++i) {
+        const float (&x)[4] = sums[i / 2][pass * kColumns / 8 + j];
+        const int k = i % 2 * 2;
+        if (exists[i]) store_floats(to[i] + (at + phase * step[i]), x[k] + add[j].x, x[k + 1] + add[j].y);
+      }
+    }
+    if (!p.activation.is_identity()) {
+      sync_threads<kThreads>(kBarrier);
+      activate_bytes<kThreads>(p.activation, static_cast<T*>(__cvta_shared_to_generic(buffer)),
+                               static_cast<int>(some_couts * p.run_pitch), thread);
+    }
+    fence_for_bulk_copies();
+    sync_threads<kThreads>(kBarrier);
+    copy(own, buffer);
+#pragma unroll 1
+    for (int i = first + kThreads; i < count; i += kThreads) copy(locate_run(p, work.runs, i), buffer);
+    commit_bulk_copies();
+    couts -= some_couts;
+    output += some_couts * p.output_stride.c;
   }
 }
 
@@ -1078,7 +1243,11 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
         add_row_taps<C>(lines, sums);
         store_row_taps<C>(p, work.work, lines, places, bias, sums);
       } else {
-        store_places<1, C>(p, work.work, lines, places, bias, sums, sums);
+        const bool in_runs = C::kRuns && p.run_pitch > 0;
+        if constexpr (C::kRuns) {
+          if (in_runs) store_runs<C>(p, work, output, places, bias, sums);
+        }
+        if (!in_runs) store_places<1, C>(p, work.work, lines, places, bias, sums, sums);
       }
     } else if constexpr (C::kPairs) {
       HaloSums<C> others;
@@ -1088,6 +1257,7 @@ __device__ __forceinline__ void multiply_halo_works(const Params<T>& p, HaloRing
     arrive_as_warp(ring.barriers.work_empty + 8 * slot);
     ring.work.next(kHaloGemmWorks);
   }
+  if constexpr (C::kRuns) wait_for_bulk_reads();
 }
 
 template <typename C, typename T>

@@ -138,6 +138,9 @@ struct Params {
   bool halo_flat;          // rows are parts of an image's pixels
   bool halo_stores_pairs;  // of outputs, from registers
   bool keeps_weight;
+  unsigned run_pitch;          // of the outputs of a channel, in bytes; 0 where they do not leave in runs
+  Divisor<int> runs_of_image;  // at most
+  Divisor<int> run_images;     // of a tile
 };
 
 // A piece of work of this block.
@@ -1310,9 +1313,9 @@ cudaError_t make_input_map(const Problem& problem, const ImplicitGemmLaunch& t, 
     if (i > 0) box.pitches[i - 1] = pitch * kSize;
     box.box[i] = part;
   };
-  // Of taps together, each warpgroup copies its own row.
-  const bool own_rows = t.sizes().row_taps > 1;
-  const int halo_rows = own_rows ? 1 : t.rows, halo_images = own_rows ? 1 : t.images;
+  // Of taps together, a copy brings a row that warpgroups share.
+  const bool single_rows = t.sizes().row_taps > 1;
+  const int halo_rows = single_rows ? 1 : t.rows, halo_images = single_rows ? 1 : t.images;
   if (t.halo_lines) {
     set(0, problem.cin_per_group, 1, t.chunk());
     set(1, w, in.w, t.halo_cols);
@@ -1480,6 +1483,10 @@ cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, co
       p.store_elements >= 2 &&
       (t.sizes().row_taps > 1 ||
        (p.activation.is_identity() && (problem.output_channels_last || t.fold_w * t.phases_together >= 2)));
+  const bool runs = t.halo_runs && is_aligned(problem.output, kTensorAlignment);
+  p.run_pitch = runs ? static_cast<unsigned>(halo_gemm_run_pitch(t)) : 0;
+  p.runs_of_image = 2 * t.fold_h + 1;
+  p.run_images = t.images;
   p.after_turning = t.turns_input || t.turns_weight;
   cudaError_t error = make_input_map(problem, t, workspace, p);
   if (error == cudaSuccess) error = make_weight_map(problem, t, workspace, p);
