@@ -30,9 +30,9 @@ struct Wait {
   ~Wait() = default;
 };
 
-// A copy from shared to global memory, or to it.
 inline constexpr int kNotCommitted = -1;
 
+// A copy from shared to global memory, or to it.
 struct Copy {
   Block* block;  // whose shared memory it is
   convt::TensorBox box;

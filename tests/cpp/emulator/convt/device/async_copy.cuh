@@ -41,7 +41,7 @@ inline void wait_for_bulk_reads_but(emulator::Where where = emulator::Where::cur
   emulator::wait_for_stores(kPending, where);
 }
 inline void wait_for_bulk_reads(emulator::Where where = emulator::Where::current()) {
-  emulator::wait_for_stores(0, where);
+  wait_for_bulk_reads_but<0>(where);
 }
 
 }  // namespace convt
