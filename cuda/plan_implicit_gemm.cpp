@@ -324,8 +324,9 @@ struct Search {
     // A step's copies: the weight, and rows of the input, which warpgroups share.
     const double weight = t.keeps_weight ? 0 : columns * kImplicitGemmLine / 56.0;
     const double rows = (sizes.groups() - 1) / std::max(taps, 1.0) + 1;
-    const double step =
-        std::max(2.16 * columns * sizes.groups(), weight + rows * static_cast<double>(t.halo_bytes()) / 36);
+    // Split operands have three products of each term, and are split before them.
+    const double products = 2.16 * columns * sizes.groups() * (parts > 1 ? 3 : 1) + (parts > 1 ? 250 : 0);
+    const double step = std::max(products, weight * parts + rows * static_cast<double>(t.halo_bytes()) / 36);
     const double tile = taps * t.chunks * step + (t.halo_lines ? 3000 : 4200);
     return 11000 + std::max(std::ceil(works_of(t) / t.grid) * tile, halo_memory_cycles(0));
   }

@@ -35,7 +35,8 @@ struct ImplicitGemmConfig {
   // split operands, which are there twice more.
   constexpr bool fits_halos(int phases, int parts) const {
     const int sums = rows * pixels / groups(), least = 64 * 64;
-    if (row_taps > 1) return phases == 1 && parts == 1;
+    // Four warpgroups have no registers for split operands, and two are slower than they where there are.
+    if (row_taps > 1) return phases == 1 && parts == (groups() > 2 ? 1 : 2);
     // Products of smaller tiles wait for shared memory: they are for split operands.
     if (rows == 64 && sums == least) return parts > 1;
     return parts > 1 ? sums <= least : sums * phases <= 128 * 128;
@@ -49,8 +50,9 @@ inline constexpr int kImplicitGemmConfigCount =
     static_cast<int>(sizeof(kImplicitGemmConfigs) / sizeof(kImplicitGemmConfigs[0]));
 // Those of halo_gemm.
 inline constexpr ImplicitGemmConfig kHaloGemmConfigs[] = {
-    {128, 256, false},      {128, 128, false},     {64, 256, false},           {64, 128, false, true},
-    {32, 128, false, true}, {64, 64, false, true}, {64, 192, false, false, 3}, {32, 256, false, false, 3}};
+    {128, 256, false},          {128, 128, false},          {64, 256, false},
+    {64, 128, false, true},     {32, 128, false, true},     {64, 64, false, true},
+    {64, 192, false, false, 3}, {32, 256, false, false, 3}, {32, 128, false, false, 3}};
 inline constexpr int kHaloGemmConfigCount =
     static_cast<int>(sizeof(kHaloGemmConfigs) / sizeof(kHaloGemmConfigs[0]));
 

@@ -581,58 +581,103 @@ __device__ inline unsigned wait_for_weight(const Params<T>& p, const HaloRing& r
   return wgmma_swizzled_descriptor(stage, 0) + kTurn * C::kStepsAtOnce * kLineStep;
 }
 
-// The same of operands that are split, the input on its way, as implicit_gemm's multiply_split has them: the
-// products of a step, at most 32 of a sum, are summed by themselves, and so are those with second parts.
+// Splits fragments into two parts.
+template <typename C>
+__device__ inline void split_fragments(const HaloWords<C>& words, HaloWords<C> (&parts)[2]) {
+  float largest = 0.0f;
+#pragma unroll
+  for (const auto& tile : words) {
+#pragma unroll
+    for (const auto& fragment : tile) {
+#pragma unroll
+      for (const unsigned bits : fragment) largest = max_or_nan(largest, fabsf(__uint_as_float(bits)));
+    }
+  }
+  const auto split = [&](auto ordinary) {
+#pragma unroll
+    for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < C::kStepsAtOnce; ++i) {
+        const unsigned (&x)[4] = words[tile][i];
+        uint4 both[2];
+        split_words<decltype(ordinary)::value>(make_uint4(x[0], x[1], x[2], x[3]), both);
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          unsigned (&to)[4] = parts[part][tile][i];
+          to[0] = both[part].x, to[1] = both[part].y, to[2] = both[part].z, to[3] = both[part].w;
+        }
+      }
+    }
+  };
+  // Seldom not; a warp's lanes multiply together, so one test for all of them.
+  if (__all_sync(~0u, largest < kLeastAboveTf32)) {
+    split(std::true_type{});
+  } else {
+    split(std::false_type{});
+  }
+}
+
+// The sums of a step's products, and apart those with second parts.
+template <typename C>
+struct SplitSums {
+  HaloSums<C> few, small;
+
+  __device__ void add_to(HaloSums<C>& sums) {
+#pragma unroll
+    for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+      hold(few[tile]);
+      hold(small[tile]);
+      for_each(few[tile], sums[tile], [](float& sum, float& total) { total += sum; });
+      for_each(small[tile], sums[tile],
+               [](float& sum, float& total) { total += sum * (1 / kSecondPartScale); });
+    }
+  }
+};
+
+// Multiplies split fragments with a weight that lies at descriptor `weight`, and its second part behind it.
+template <typename C>
+__device__ inline void multiply_parts(HaloWords<C> (&parts)[2], unsigned weight, SplitSums<C>& sums) {
+  constexpr unsigned kWeightPart = C::kWeightLines * kLine / 16;
+#pragma unroll
+  for (int i = 0; i < C::kStepsAtOnce; ++i) {
+    const unsigned b = weight + i * kLineStep;
+#pragma unroll
+    for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
+      multiply_fragment<C::kWeightLines>(sums.small[tile], parts[1][tile][i], b, i > 0);
+      multiply_fragment<C::kWeightLines>(sums.small[tile], parts[0][tile][i], b + kWeightPart, 1);
+      multiply_fragment<C::kWeightLines>(sums.few[tile], parts[0][tile][i], b, i > 0);
+    }
+  }
+}
+
+// Sums the products of a piece of work whose operands are split, the input on its way, as implicit_gemm's
+// multiply_split has them: the products of a step, at most 32 of a sum, are summed by themselves, and so are
+// those with second parts.
 template <typename C, int kPhases, typename T>
 __device__ inline void multiply_split_halos(const Params<T>& p, const HaloWork& work, HaloRing& ring,
                                             const HaloPlaces<C>& rows, HaloSums<C>& first,
                                             HaloSums<C>& second) {
   using Reader = HaloReader<C, kPhases, T>;
-  constexpr unsigned kWeightPart = C::kWeightLines * kLine / 16;
   const int steps = work.steps;
   Reader reader(p, ring, rows, work);
   typename Reader::Fragments whole;
   const auto multiply_turn = [&](bool is_last, auto turn) {
     constexpr int kTurn = decltype(turn)::value, kLast = C::kTurns - 1;
-    unsigned parts[2][C::kPlaceTiles][C::kStepsAtOnce][4];
-#pragma unroll
-    for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
-#pragma unroll
-      for (int i = 0; i < C::kStepsAtOnce; ++i)
-        split_tf32(whole.words[tile][i], parts[0][tile][i], parts[1][tile][i]);
-    }
+    HaloWords<C> parts[2];
+    split_fragments<C>(whole.words, parts);
     const int phase = whole.phase;
     const unsigned weight = wait_for_weight<C, kTurn>(p, ring);
-    HaloSums<C> few, small;
+    SplitSums<C> split;
     wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < C::kStepsAtOnce; ++i) {
-      const unsigned b = weight + i * kLineStep;
-#pragma unroll
-      for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
-        multiply_fragment<C::kWeightLines>(small[tile], parts[1][tile][i], b, i > 0);
-        multiply_fragment<C::kWeightLines>(small[tile], parts[0][tile][i], b + kWeightPart, 1);
-        multiply_fragment<C::kWeightLines>(few[tile], parts[0][tile][i], b, i > 0);
-      }
-    }
+    multiply_parts<C>(parts, weight, split);
     wgmma_commit();
     reader.give_back_halo();
     if (kTurn < kLast || !is_last) reader.template read<(kTurn < kLast ? kTurn + 1 : 0)>(whole);
     wgmma_wait<0>();
-    const auto add = [&](HaloSums<C>& sums) {
-#pragma unroll
-      for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
-        hold(few[tile]);
-        hold(small[tile]);
-        for_each(few[tile], sums[tile], [](float& sum, float& total) { total += sum; });
-        for_each(small[tile], sums[tile],
-                 [](float& sum, float& total) { total += sum * (1 / kSecondPartScale); });
-      }
-    };
     if (kPhases == 2 && phase == 1) {
-      add(second);
+      split.add_to(second);
     } else {
-      add(first);
+      split.add_to(first);
     }
     if (kTurn < kLast) return;
     give_back(p, ring.barriers.empty + 8 * ring.turn.stage);
@@ -677,18 +722,26 @@ __device__ inline void multiply_row_taps(const Params<T>& p, const HaloWork& wor
   };
   pass(before);
   int tap = 0;
+  if constexpr (C::kParts == 2) clear(sums[0]);
   // Other warpgroups multiply while one reads.
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     wait(ring.barriers.halo_full + 8 * ring.halo.stage, ring.halo.parity);
     HaloWords<C> words;
     read_fragments<C, 0, kOddColumns>(p, rows, first + ring.halo.stage * halo_bytes, words);
+    [[maybe_unused]] HaloWords<C> parts[2];
+    if constexpr (C::kParts == 2) split_fragments<C>(words, parts);
     if (waits_for_weight) wait(ring.barriers.full + 8 * ring.turn.stage, ring.turn.parity);
     const unsigned weight = wgmma_swizzled_descriptor(ring.stages + ring.turn.stage * stage_bytes, 0);
+    [[maybe_unused]] SplitSums<C> split;
     wgmma_fence();
+    if constexpr (C::kParts == 2) {
+      multiply_parts<C>(parts, weight, split);
+    } else {
 #pragma unroll
-    for (int i = 0; i < C::kStepsAtOnce; ++i)
-      multiply_fragment<C::kWeightLines>(sums[0], words[0][i], weight + i * kLineStep, i > 0 ? 1 : step);
+      for (int i = 0; i < C::kStepsAtOnce; ++i)
+        multiply_fragment<C::kWeightLines>(sums[0], words[0][i], weight + i * kLineStep, i > 0 ? 1 : step);
+    }
     wgmma_commit();
     // As give_back_halo.
     give_back_row();
@@ -697,7 +750,11 @@ __device__ inline void multiply_row_taps(const Params<T>& p, const HaloWork& wor
       pass(step + 1 == steps ? after : after + before);
     }
     wgmma_wait<0>();
-    hold(sums[0]);
+    if constexpr (C::kParts == 2) {
+      split.add_to(sums);
+    } else {
+      hold(sums[0]);
+    }
     if (!keeps_weight) arrive_as_warp(ring.barriers.empty + 8 * ring.turn.stage);
     ring.turn.next(stages);
   }

@@ -183,6 +183,9 @@ inline unsigned __ballot_sync(unsigned, bool x, emulator::Where where = emulator
 inline bool __any_sync(unsigned mask, bool x, emulator::Where where = emulator::Where::current()) {
   return __ballot_sync(mask, x, where) != 0;
 }
+inline bool __all_sync(unsigned mask, bool x, emulator::Where where = emulator::Where::current()) {
+  return __ballot_sync(mask, x, where) == ~0u;
+}
 
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
