@@ -600,10 +600,11 @@ std::string describe(const Plan& plan) {
     const PixelGemmLaunch& t = plan.pixel_gemm;
     const PixelGemmConfig& sizes = t.sizes();
     line << " config=" << t.config << " rows=" << sizes.rows() << "x" << t.image_tiles
-         << " columns=" << sizes.columns() << "x" << t.column_tiles << " chunks=" << t.chunks
-         << " copies=" << t.weight_bytes << "+" << t.input_bytes << " stores=" << t.store_bytes
-         << " threads=" << sizes.threads() << " shared=" << t.shared_bytes << " blocks=" << t.blocks()
-         << describe_precision(t);
+         << " columns=" << sizes.columns() << "x" << t.column_tiles;
+    if (t.taps != 0) line << " taps=" << t.taps << "x" << t.tap_tiles;
+    line << " chunks=" << t.chunks << " copies=" << t.weight_bytes << "+" << t.input_bytes
+         << " stores=" << t.store_bytes << " threads=" << sizes.threads() << " shared=" << t.shared_bytes
+         << " blocks=" << t.blocks() << describe_precision(t);
   }
   return line.str();
 }

@@ -45,6 +45,25 @@ struct Search {
            (couts == 1 || weight.cout == channel);
   }
 
+  // Taps of a thread block, where pieces of output channels of a tap can be copied: 8, so that in float32
+  // those of 64 columns, and outputs that lie side by side, are whole sectors of memory, or 4; 0 where they
+  // cannot.
+  int taps_of_block() const {
+    if (problem.output_channels_last || weight_follows_outputs()) return 0;
+    if (!has_tap_for_tap(problem.h) || !has_tap_for_tap(problem.w)) return 0;
+    if (problem.cout_per_group == 1 || problem.weight_stride.cout != 1) return 0;
+    if (tap_bytes(2) == static_cast<int>(element_size(problem.dtype))) return 0;
+    const int taps = common_power_of_two(8, problem.h.kernel * problem.w.kernel);
+    return taps >= 4 ? taps : 0;
+  }
+
+  // Bytes of a tap's output channels that can be copied at once, where a thread block has so many of them.
+  int tap_bytes(int couts) const {
+    const WeightStrides& weight = problem.weight_stride;
+    return width_of(couts, problem.cin() == 1 ? 0 : weight.cin, problem.h.kernel == 1 ? 0 : weight.kh,
+                    problem.w.kernel == 1 ? 0 : weight.kw);
+  }
+
   // Counts of what the kernel's loops do; the weights are of the instruction set and of other kernels'
   // measurements, and agree with the order of the launches of one layer (128 images, 100 to 512 channels, 4 x
   // 4) in all precisions on an H100.
@@ -70,8 +89,9 @@ struct Search {
     // Instructions of a warp's step, of two products: reads and turns of the operands, conversions of
     // float32, products.
     const double conversions = !wide ? 0 : (8 + 4 * sizes.row_blocks) * (t.parts == 2 ? 6 : 2);
-    const double step_issue =
-        2 * ((wide ? 4 : 14) + sizes.row_blocks * (1 + 4 * products) + conversions) + 10;
+    // By taps, each column of the weight is read by itself.
+    const double reads = (wide ? 4 : 14) + (t.taps == 0 ? 0 : wide ? 6 : 12);
+    const double step_issue = 2 * (reads + sizes.row_blocks * (1 + 4 * products) + conversions) + 10;
     constexpr double kIssuedPerCycle = 2.2, kIssuedByWarp = 0.095;
     const double issued = std::min(kIssuedPerCycle, kIssuedByWarp * resident * sizes.warps());
     const double multiply = std::max(tensor, sizes.warps() * steps * step_issue / issued);
@@ -81,13 +101,17 @@ struct Search {
     const double rows = static_cast<double>(std::min<int64_t>(sizes.rows(), problem.batch));
     const double columns = std::min(sizes.columns(), t.columns);
     const double channel_bytes = static_cast<double>(problem.cin_per_group) * t.element_size;
+    // By taps, output channels of a tap that are less than a sector of memory bring it whole.
+    constexpr double kSectorBytes = 32;
+    const double sectors =
+        t.taps == 0 ? 1 : std::max(1.0, kSectorBytes * t.taps / (sizes.columns() * t.element_size));
     const auto load = [channel_bytes](double existing, double lines, int bytes) {
       constexpr double kBytesPerCycle = 24, kCopyCycles = 8, kFourByteCycles = 32, kTwoByteCycles = 28;
       const double copy = bytes == 2 ? kTwoByteCycles : bytes == 4 ? kFourByteCycles : kCopyCycles;
       return channel_bytes * std::max(existing / kBytesPerCycle, lines * copy / (32 * bytes));
     };
     const double loads =
-        load(rows, sizes.rows(), t.input_bytes) + load(columns, sizes.columns(), t.weight_bytes);
+        load(rows, sizes.rows(), t.input_bytes) + load(sectors * columns, sizes.columns(), t.weight_bytes);
     const double stored = rows * columns * t.element_size;
     const double store = stored / (32 * t.store_bytes) * (10 + t.store_bytes);
 
@@ -110,9 +134,10 @@ struct Search {
     launch.shared_limit = static_cast<size_t>(device.shared_bytes_per_block);
     if (launch.shared_bytes > launch.shared_limit) return;
     launch.image_tiles = ceil_div(problem.batch, sizes.rows());
-    launch.column_tiles = ceil_div(launch.columns, sizes.columns());
+    launch.column_tiles = ceil_div(launch.columns / launch.tap_tiles, sizes.columns());
+    if (launch.taps != 0) launch.weight_bytes = tap_bytes(sizes.columns() / launch.taps);
     const double blocks = static_cast<double>(launch.image_tiles) * static_cast<double>(launch.column_tiles) *
-                          static_cast<double>(launch.groups);
+                          static_cast<double>(launch.tap_tiles) * static_cast<double>(launch.groups);
     if (blocks > static_cast<double>(kMaxGrid)) return;
     visit(launch, cycles(launch));
   }
@@ -132,8 +157,13 @@ struct Search {
     launch.weight_bytes = weight_follows_outputs()
                               ? width_of(problem.cin() == 1 ? 0 : problem.weight_stride.cin)
                               : launch.element_size;
+    launch.taps = taps_of_block();
+    if (launch.taps != 0) launch.tap_tiles = problem.h.kernel * problem.w.kernel / launch.taps;
     const bool in_runs = problem.output_channels_last && problem.groups > 1;
-    launch.store_bytes = width_of(in_runs ? problem.cout_per_group : launch.columns);
+    const int64_t run = in_runs                ? problem.cout_per_group
+                        : launch.tap_tiles > 1 ? launch.taps
+                                               : launch.columns;
+    launch.store_bytes = width_of(run);
     for (int config = 0; config < kPixelGemmConfigCount; ++config) {
       launch.config = config;
       consider(launch);

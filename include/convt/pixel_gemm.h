@@ -46,19 +46,22 @@ struct PixelGemmLaunch {
   int config = 0;
   int columns = 1;  // of a product
   int chunks = 1;   // over the channels of a group
-  // Bytes copied at once, of channels of an image and of columns of a channel: 16, 8 or 4; those of one
-  // element where the weight is in another order than the outputs, or the channels do not lie side by side.
+  // Where outputs are NCHW and output channels of the weight lie side by side: taps of a thread block, 8 or
+  // 4, whose columns are all output channels with those taps. 0 otherwise.
+  int taps = 0;
+  // Bytes copied at once, of channels of an image and of a channel's columns or, by taps, of output channels
+  // of a tap: 16, 8 or 4; those of one element where they do not lie side by side.
   int input_bytes = 2, weight_bytes = 2;
   int store_bytes = 2;  // of an image's outputs, at once
 
   // Thread blocks along each direction; their product is the grid.
-  int64_t image_tiles = 1, column_tiles = 1, groups = 1;
+  int64_t image_tiles = 1, column_tiles = 1, tap_tiles = 1, groups = 1;
 
   size_t shared_bytes = 0, shared_limit = 0;
 
   const PixelGemmConfig& sizes() const { return kPixelGemmConfigs[config]; }
   int chunk_channels() const { return kPixelGemmChunkBytes / element_size; }
-  int64_t blocks() const { return image_tiles * column_tiles * groups; }
+  int64_t blocks() const { return image_tiles * column_tiles * tap_tiles * groups; }
 };
 
 // The thread block's shared memory, in bytes from its start:

@@ -74,6 +74,12 @@ Problem make_problem(DType dtype, int64_t batch, int64_t cin, int64_t cout, Axis
   return p;
 }
 
+// Gives the weight channels_last strides.
+void lay_channels_last(Problem& p) {
+  const int64_t couts = p.cout_per_group;
+  p.weight_stride = {couts * p.h.kernel * p.w.kernel, 1, couts * p.w.kernel, couts};
+}
+
 std::string describe(const Problem& p) {
   std::string text = "batch " + std::to_string(p.batch) + ", groups " + std::to_string(p.groups) +
                      ", channels " + std::to_string(p.cin()) + " to " + std::to_string(p.cout());
@@ -727,7 +733,8 @@ void check_pixel_gemm(const Problem& p, const convt::PixelGemmLaunch& launch, co
   CHECK(launch.parts == (splits ? 2 : 1) && launch.groups == p.groups, context);
   CHECK(launch.columns * p.groups * p.batch == p.output_elements(), context);
   covers(launch.image_tiles, sizes.rows(), p.batch);
-  covers(launch.column_tiles, sizes.columns(), launch.columns);
+  CHECK(launch.columns % launch.tap_tiles == 0 && (launch.tap_tiles == 1 || launch.taps != 0), context);
+  covers(launch.column_tiles, sizes.columns(), launch.columns / launch.tap_tiles);
   covers(launch.chunks, launch.chunk_channels(), p.cin_per_group);
   CHECK(launch.blocks() >= 1 && launch.blocks() <= 2147483647, context);
   const convt::PixelGemmShared shared =
@@ -744,8 +751,20 @@ void check_pixel_gemm(const Problem& p, const convt::PixelGemmLaunch& launch, co
     CHECK(p.groups == 1 || p.cin_per_group % input == 0, context);
   }
   if (weight > 1) {
-    // A channel's taps are in the order of the outputs that they reach.
     CHECK(p.cin() == 1 || p.weight_stride.cin % weight == 0, context);
+    CHECK(p.h.padding == 0 && p.h.output == p.h.kernel && (p.h.kernel == 1 || p.h.dilation == 1), context);
+    CHECK(p.w.padding == 0 && p.w.output == p.w.kernel && (p.w.kernel == 1 || p.w.dilation == 1), context);
+  }
+  if (launch.taps != 0) {
+    // Pieces of a tap's output channels; a lane's four columns are taps of one of them.
+    CHECK(weight > 1 && !p.output_channels_last && p.cout_per_group > 1, context);
+    CHECK((launch.taps == 8 || launch.taps == 4) && sizes.columns() / launch.taps % weight == 0, context);
+    CHECK(launch.taps * launch.tap_tiles == p.h.kernel * p.w.kernel, context);
+    CHECK(p.weight_stride.cout == 1, context);
+    CHECK(p.h.kernel == 1 || p.weight_stride.kh % weight == 0, context);
+    CHECK(p.w.kernel == 1 || p.weight_stride.kw % weight == 0, context);
+  } else if (weight > 1) {
+    // A channel's taps are in the order of the outputs that they reach.
     int64_t column = 0;
     const int64_t outer = p.output_channels_last ? 1 : p.cout_per_group;
     const int64_t inner = p.output_channels_last ? p.cout_per_group : 1;
@@ -760,11 +779,10 @@ void check_pixel_gemm(const Problem& p, const convt::PixelGemmLaunch& launch, co
         }
       }
     }
-    CHECK(p.h.padding == 0 && p.h.output == p.h.kernel && (p.h.kernel == 1 || p.h.dilation == 1), context);
-    CHECK(p.w.padding == 0 && p.w.output == p.w.kernel && (p.w.kernel == 1 || p.w.dilation == 1), context);
   }
   const bool in_runs = p.output_channels_last && p.groups > 1;
-  CHECK((in_runs ? p.cout_per_group : launch.columns) % store == 0, context);
+  const int64_t run = in_runs ? p.cout_per_group : launch.tap_tiles > 1 ? launch.taps : launch.columns;
+  CHECK(run % store == 0 && launch.columns % store == 0, context);
 }
 
 // Every output has a place in one slice, between its team's first pixel and its last.
@@ -1514,10 +1532,53 @@ void test_pixel_gemm() {
         CHECK(launch.input_bytes == (dtype == DType::kFloat32 ? 16 : 8), describe(dcgan));
         // A contiguous weight has the order of NCHW.
         CHECK((launch.weight_bytes == 16) == !channels_last && launch.store_bytes == 16, describe(dcgan));
-        dcgan.weight_stride = {16 * 512, 1, 4 * 512, 512};
-        CHECK((plan(dcgan).pixel_gemm.weight_bytes == 16) == channels_last, describe(dcgan));
+        CHECK(launch.taps == 0 && launch.tap_tiles == 1, describe(dcgan));
+        // Of a channels_last one, pieces of output channels go to NCHW, in a tile with half of the taps.
+        lay_channels_last(dcgan);
+        const convt::PixelGemmLaunch turned = plan(dcgan).pixel_gemm;
+        CHECK(turned.weight_bytes == 16 && turned.store_bytes == 16, describe(dcgan));
+        CHECK(turned.taps == (channels_last ? 0 : 8), describe(dcgan));
+        CHECK(turned.tap_tiles == (channels_last ? 1 : 2) && turned.blocks() >= 128, describe(dcgan));
+        for (int rank = 0; rank < convt::kPixelGemmConfigCount; ++rank) {
+          plan(dcgan, ("pixel_gemm:" + std::to_string(rank)).c_str());
+        }
       }
     }
+  }
+  // Pieces of a tap are as wide as all distances allow; of whole images, outputs lie side by side.
+  const auto by_taps = [&](DType dtype, int64_t cout, Axis h, Axis w, int64_t groups = 1) {
+    Problem p = make_problem(dtype, 9, 64 * groups, cout * groups, h, w, groups);
+    lay_channels_last(p);
+    const Plan chosen = plan(p, "pixel_gemm");
+    const bool named = convt::describe(chosen).find(" taps=") != std::string::npos;
+    CHECK(named == (chosen.pixel_gemm.taps != 0), describe(p));
+    return chosen.pixel_gemm;
+  };
+  const struct {
+    DType dtype;
+    int64_t cout;
+    int h, w, taps, weight_bytes, store_bytes;
+  } pieces[] = {
+      {DType::kFloat16, 512, 2, 2, 4, 16, 16}, {DType::kFloat16, 8, 1, 4, 4, 16, 16},
+      {DType::kFloat16, 6, 4, 4, 8, 4, 16},    {DType::kFloat16, 5, 4, 4, 0, 2, 16},
+      {DType::kFloat16, 12, 3, 8, 8, 8, 16},   {DType::kFloat16, 16, 3, 4, 4, 16, 8},
+      {DType::kFloat32, 512, 2, 2, 4, 16, 16}, {DType::kFloat32, 6, 4, 4, 8, 8, 16},
+      {DType::kFloat32, 5, 4, 4, 0, 4, 16},    {DType::kFloat32, 16, 6, 6, 4, 16, 16},
+      {DType::kFloat16, 64, 3, 3, 0, 2, 16},   {DType::kFloat16, 64, 1, 2, 0, 2, 16},
+      {DType::kFloat16, 1, 4, 4, 0, 16, 16},
+  };
+  for (const auto& [dtype, cout, h, w, taps, weight_bytes, store_bytes] : pieces) {
+    for (const int64_t groups : {1, 3}) {
+      const auto launch = by_taps(dtype, cout, make_axis(1, h, 1), make_axis(1, w, 2), groups);
+      const std::string context = std::to_string(cout) + " channels of " + std::to_string(h) + "x" +
+                                  std::to_string(w) + " in " + std::to_string(groups) + " groups";
+      CHECK(launch.taps == taps && launch.weight_bytes == weight_bytes, context);
+      CHECK(launch.store_bytes == store_bytes, context);
+    }
+  }
+  for (const Axis& axis : {make_axis(1, 4, 2, 1), make_axis(1, 4, 4, 0, 3), make_axis(1, 4, 1, 0, 0, 2),
+                           make_axis(1, 4, 3, 0, 1)}) {
+    CHECK(by_taps(DType::kFloat16, 64, axis, k4).taps == 0, "taps out of order");
   }
   // Outputs that taps do not reach one after the other, and odd sizes.
   for (const Axis& axis : {make_axis(1, 4, 2, 1), make_axis(1, 3, 4, 0, 3), make_axis(1, 3, 1, 0, 0, 2),

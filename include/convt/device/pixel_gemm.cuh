@@ -11,10 +11,14 @@
 //
 //   Load      cp.async into a ring of stages. Where the taps lie in the order of the outputs (a contiguous
 //             weight and NCHW, a channels_last one and NHWC; no padding, no dilation), columns are copied
-//             as they lie, up to 16 bytes at once; else element by element, each thread its own column.
+//             as they lie, up to 16 bytes at once. Where they would but for the weight's layout (a
+//             channels_last one and NCHW), a thread block's columns are output channels with 8 taps, or 4,
+//             and neighbouring output channels of a tap are copied at once, into lines tap by tap. Else
+//             columns are copied element by element, each thread its own.
 //   Multiply  a warp has 16 * kBlocks rows x 32 columns, as four tiles of 8. A fragments come by ldmatrix.
 //             Column n of tile j is the warp's column first_column(n) + j: a lane reads its columns of all
-//             four tiles at once, and of 16 bits pairs channels by byte permutations.
+//             four tiles at once (one by one where lines are tap by tap), and of 16 bits pairs channels by
+//             byte permutations.
 //   Store     by that numbering a lane's sums of a row are whole pieces of 16 bytes of the output, and those
 //             of four lanes lie side by side: they go from registers to memory.
 //
@@ -77,31 +81,37 @@ struct Params {
   int kernel_h, kernel_w;
   Divisor<int> dilation_h, dilation_w;
 
-  Divisor<int> image_tiles, column_tiles;  // innermost first; then groups
+  Divisor<int> image_tiles, column_tiles, tap_tiles;  // innermost first; then groups
   int columns, chunks, steps;
   // A column is an output channel and one of `pixels` outputs, the last of them innermost in NCHW, and in
-  // lines of row_pixels.
+  // lines of row_pixels. By taps, the outputs are 1 << tap_bits of a tile, and lines are of the whole image.
   Divisor<int> couts, pixels, row_pixels;
+  int tap_bits;
   bool output_channels_last;
-  // Columns that lie side by side: all, or those of one output pixel; and from one run to the next.
+  // Whether lines of the weight are copied tap by tap.
+  bool tap_by_tap;
+  // Columns that lie side by side: all, or those of one output pixel, or those of one output channel; from
+  // one run to the next, and from one group.
   Divisor<int> run;
-  int64_t run_step;
+  int64_t run_step, group_step;
   int input_bytes, weight_bytes, store_bytes;
 };
 
 // The thread block's share of the problem.
 struct Tile {
-  int first_image, first_column, group;
+  int first_image, first_column, first_tap, group;
 };
 
 template <typename Config, typename T>
 __device__ inline Tile locate(const Params<T>& p, int block) {
   const auto by_column = p.image_tiles.divide(block);
-  const auto by_group = p.column_tiles.divide(by_column.quotient);
-  return {by_column.remainder * Config::kRows, by_group.remainder * Config::kColumns, by_group.quotient};
+  const auto by_tap = p.column_tiles.divide(by_column.quotient);
+  const auto by_group = p.tap_tiles.divide(by_tap.quotient);
+  return {by_column.remainder * Config::kRows, by_tap.remainder * Config::kColumns,
+          by_group.remainder * p.pixels, by_group.quotient};
 }
 
-// A column of a group: its output channel, and where its tap lies in a channel of the weight, if it has one.
+// A column of a tile: its output channel, and where its tap lies in a channel of the weight, if it has one.
 struct Column {
   int cout;
   bool reached;
@@ -109,10 +119,12 @@ struct Column {
 };
 
 template <typename T>
-__device__ inline Column find_column(const Params<T>& p, int number) {
+__device__ inline Column find_column(const Params<T>& p, const Tile& tile, int own) {
+  const int number = tile.first_column + own;
   const auto place = p.output_channels_last ? p.couts.divide(number) : p.pixels.divide(number);
   const int cout = p.output_channels_last ? place.remainder : place.quotient;
-  const auto pixel = p.row_pixels.divide(p.output_channels_last ? place.quotient : place.remainder);
+  const auto pixel =
+      p.row_pixels.divide(tile.first_tap + (p.output_channels_last ? place.quotient : place.remainder));
   const auto tap_h = p.dilation_h.divide(pixel.quotient + p.padding_h);
   const auto tap_w = p.dilation_w.divide(pixel.remainder + p.padding_w);
   const bool on_grid = tap_h.remainder == 0 && tap_w.remainder == 0;
@@ -137,26 +149,42 @@ struct Element {
   bool exists;
 };
 
-// Copies elements that lie side by side, kBytes at once: the first end_element of each of the first end_line
-// lines of kElements, those that do not exist as zeros.
-template <int kBytes, int kElements, int kThreads, typename T>
-__device__ inline void copy_lines(const Lines<T>& lines, int end_line, int end_element, int pitch,
-                                  unsigned shared) {
-  constexpr int kVector = kBytes / static_cast<int>(sizeof(T)), kVectors = kElements / kVector;
+// Neighbouring elements of each line: how far the first lies from the line's first, there and in shared
+// memory, and how many exist.
+struct Piece {
+  int64_t offset;
+  int place, elements;
+};
+
+// Copies a piece of this thread, number threadIdx.x % kVectors, of each of the first end_line lines, kBytes
+// at once, elements that do not exist as zeros.
+template <int kBytes, int kVectors, int kThreads, typename T>
+__device__ inline void copy_pieces(const Lines<T>& lines, const Piece& piece, int end_line, int pitch,
+                                   unsigned shared) {
   static_assert(kThreads % kVectors == 0);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int element = thread % kVectors * kVector;
-  if (element >= end_element) return;
-  const int read = min(max(lines.elements - element, 0), kVector) * static_cast<int>(sizeof(T));
-  int line = thread / kVectors;
-  const T* source = lines.first + line * lines.step + element;
-  unsigned destination = shared + line * pitch + element * static_cast<int>(sizeof(T));
+  constexpr int kSize = static_cast<int>(sizeof(T));
+  const int read = min(max(piece.elements, 0), kBytes / kSize) * kSize;
+  int line = static_cast<int>(threadIdx.x) / kVectors;
+  const T* source = lines.first + line * lines.step + piece.offset;
+  unsigned destination = shared + line * pitch + piece.place * kSize;
 #pragma unroll 4
   for (; line < end_line; line += kThreads / kVectors) {
     copy_async_padded<kBytes>(destination, source, line < lines.count ? read : 0);
     source += kThreads / kVectors * lines.step;
     destination += kThreads / kVectors * pitch;
   }
+}
+
+// Copies elements that lie side by side: the first end_element of each of the first end_line lines of
+// kElements.
+template <int kBytes, int kElements, int kThreads, typename T>
+__device__ inline void copy_lines(const Lines<T>& lines, int end_line, int end_element, int pitch,
+                                  unsigned shared) {
+  constexpr int kVector = kBytes / static_cast<int>(sizeof(T)), kVectors = kElements / kVector;
+  const int element = static_cast<int>(threadIdx.x) % kVectors * kVector;
+  if (element >= end_element) return;
+  copy_pieces<kBytes, kVectors, kThreads>(lines, {element, element, lines.elements - element}, end_line,
+                                          pitch, shared);
 }
 
 // The same of elements anywhere: `element` is that of this thread, number threadIdx.x % kElements.
@@ -197,6 +225,46 @@ __device__ inline void copy_elements(const Lines<T>& lines, const Element& eleme
   }
 }
 
+// Lines that are copied tap by tap keep output channels side by side, and a lane's four columns, taps of one
+// output channel, at distances that do not depend on how many taps a tile has: a place has number `tap` % 4,
+// and `rest`, of the other taps and the output channel. So laid out, lanes of a warp meet the same bank at
+// most twice, and in tiles of 64 columns with 8 taps never, for which lines of 256 bytes have an order of
+// their own.
+template <typename T, int kColumns>
+__device__ constexpr int place_of(int tap, int rest) {
+  if constexpr (kColumns * sizeof(T) == 256) {
+    return tap / 2 * (kColumns / 2) + rest / 8 * 16 + tap % 2 * 8 + rest % 8;
+  } else {
+    return tap * (kColumns / 4) + rest;
+  }
+}
+
+template <typename T, int kColumns>
+__device__ inline int place_of(const Params<T>& p, int tap, int cout) {
+  return place_of<T, kColumns>(tap % 4, tap / 4 * (kColumns >> p.tap_bits) + cout);
+}
+
+// Where the tile's column `own` lies in a line.
+template <typename T, int kColumns>
+__device__ inline int place_of_column(const Params<T>& p, int own) {
+  if (!p.tap_by_tap) return own;
+  return place_of<T, kColumns>(p, own & ((1 << p.tap_bits) - 1), own >> p.tap_bits);
+}
+
+// The piece of this thread: kVector output channels of a tap, or columns where the taps are in their order.
+template <int kVector, int kColumns, typename T>
+__device__ inline Piece find_piece(const Params<T>& p, const Tile& tile) {
+  const int own = afresh(static_cast<int>(threadIdx.x)) % (kColumns / kVector) * kVector;
+  if (!p.tap_by_tap) {
+    const int column = tile.first_column + own;
+    return {column, own, p.columns - column};
+  }
+  const int couts = kColumns >> p.tap_bits;
+  const int tap = (own << p.tap_bits) / kColumns, cout = own & (couts - 1);
+  const Column column = find_column(p, tile, cout << p.tap_bits | tap);
+  return {column.weight, place_of<T, kColumns>(p, tap, cout), p.couts - column.cout};
+}
+
 // Starts to copy a chunk of both operands: as many channels as its steps have.
 template <typename Config, typename T>
 __device__ inline void stage_chunk(const Params<T>& p, const Tile& tile, int chunk, unsigned char* stage) {
@@ -227,12 +295,13 @@ __device__ inline void stage_chunk(const Params<T>& p, const Tile& tile, int chu
   with_width_from<kSize>(p.weight_bytes, [&](auto width) {
     constexpr int kBytes = decltype(width)::value;
     if constexpr (kBytes > kSize) {
-      lines.first += tile.first_column;
-      copy_lines<kBytes, Config::kColumns, kThreads>(lines, end_channel, Config::kColumns,
-                                                     kShared.weight_pitch, shared_address(stage));
+      constexpr int kVector = kBytes / kSize;
+      copy_pieces<kBytes, Config::kColumns / kVector, kThreads>(
+          lines, find_piece<kVector, Config::kColumns>(p, tile), end_channel, kShared.weight_pitch,
+          shared_address(stage));
     } else {
       const int own = afresh(static_cast<int>(threadIdx.x)) % Config::kColumns;
-      const Column column = find_column(p, tile.first_column + own);
+      const Column column = find_column(p, tile, own);
       copy_elements<Config::kColumns, kThreads>(lines, {column.weight, column.reached}, end_channel,
                                                 kShared.weight_pitch, stage);
     }
@@ -249,7 +318,7 @@ template <typename Config, typename T>
 __device__ inline void describe_columns(const Params<T>& p, const Tile& tile, ColumnEnd* ends) {
   const int own = static_cast<int>(threadIdx.x);
   if (own >= Config::kColumns || tile.first_column + own >= p.columns) return;
-  const Column column = find_column(p, tile.first_column + own);
+  const Column column = find_column(p, tile, own);
   const int64_t cout = static_cast<int64_t>(tile.group) * p.cout_per_group + column.cout;
   ends[own] = {p.bias == nullptr ? 0.0f : widen(p.bias[cout * p.bias_stride]), column.reached};
 }
@@ -291,6 +360,28 @@ __device__ inline void read_weight(const unsigned char* weight, int pitch, uint4
   }
 }
 
+// The same of lines that were copied tap by tap.
+template <typename T, int kColumns>
+__device__ inline void read_weight_of_taps(const unsigned char* weight, int pitch, uint4 (&b)[2]) {
+  const int member = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    unsigned words[kTiles];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      const unsigned char* at = weight + place_of<T, kColumns>(j, 0) * static_cast<int>(sizeof(T));
+      if constexpr (sizeof(T) == 4) {
+        words[j] = *reinterpret_cast<const unsigned*>(at + (4 * half + member) * pitch);
+      } else {
+        at += (8 * half + 2 * member) * pitch;
+        words[j] = __byte_perm(*reinterpret_cast<const unsigned short*>(at),
+                               *reinterpret_cast<const unsigned short*>(at + pitch), 0x5410);
+      }
+    }
+    b[half] = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
 // What a lane holds of both operands in one step.
 template <typename Config>
 struct Operands {
@@ -300,13 +391,24 @@ struct Operands {
 
 // `input` is the lane's row of ldmatrix, `weight` as in read_weight.
 template <typename Config, typename T>
-__device__ inline Operands<Config> read_operands(unsigned input, const unsigned char* weight) {
+__device__ inline Operands<Config> read_operands(unsigned input, const unsigned char* weight,
+                                                 bool tap_by_tap) {
   constexpr PixelGemmShared kShared = Config::kShared;
-  constexpr int kProductChannels = kProductBytes / static_cast<int>(sizeof(T));
+  constexpr int kPitch = kShared.weight_pitch, kProductChannels = kProductBytes / static_cast<int>(sizeof(T));
   Operands<Config> operands;
+  if (tap_by_tap) {
+#pragma unroll
+    for (int k = 0; k < kStepProducts; ++k) {
+      read_weight_of_taps<T, Config::kColumns>(weight + k * kProductChannels * kPitch, kPitch, operands.b[k]);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kStepProducts; ++k) {
+      read_weight<T>(weight + k * kProductChannels * kPitch, kPitch, operands.b[k]);
+    }
+  }
 #pragma unroll
   for (int k = 0; k < kStepProducts; ++k) {
-    read_weight<T>(weight + k * kProductChannels * kShared.weight_pitch, kShared.weight_pitch, operands.b[k]);
 #pragma unroll
     for (int i = 0; i < Config::kBlocks; ++i) {
       unsigned r[4];
@@ -392,11 +494,11 @@ __device__ inline void multiply_operands(const Operands<Config>& operands, Sums<
 }
 
 template <typename Config, typename T>
-__device__ inline void multiply_steps(int steps, unsigned input, const unsigned char* weight,
+__device__ inline void multiply_steps(int steps, unsigned input, const unsigned char* weight, bool tap_by_tap,
                                       Sums<Config>& sums, Sums<Config>& mixed) {
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    const Operands<Config> operands = read_operands<Config, T>(input, weight);
+    const Operands<Config> operands = read_operands<Config, T>(input, weight, tap_by_tap);
     // Seldom; the lanes of a warp multiply together, so one test for all of them.
     if (sizeof(T) == 4 && !__all_sync(~0u, are_ordinary(operands))) {
       multiply_operands<Config, T, false>(operands, sums, mixed);
@@ -410,17 +512,17 @@ __device__ inline void multiply_steps(int steps, unsigned input, const unsigned 
 
 // A chunk of a warp.
 template <typename Config, typename T>
-__device__ inline void multiply_chunk(int steps, unsigned input, const unsigned char* weight,
+__device__ inline void multiply_chunk(int steps, unsigned input, const unsigned char* weight, bool tap_by_tap,
                                       Sums<Config>& sums) {
   if constexpr (Config::kParts == 1) {
-    multiply_steps<Config, T>(steps, input, weight, sums, sums);
+    multiply_steps<Config, T>(steps, input, weight, tap_by_tap, sums, sums);
   } else {
     // Tensor cores cut sums off where they add: the sums of a chunk begin at zero and are added to the others
     // in float32.
     Sums<Config> few, mixed;
     clear<Config>(few);
     clear<Config>(mixed);
-    multiply_steps<Config, T>(steps, input, weight, few, mixed);
+    multiply_steps<Config, T>(steps, input, weight, tap_by_tap, few, mixed);
     for_each_sum<Config>([&](int i, int j, int k) {
       sums[i][j][k] += few[i][j][k] + mixed[i][j][k] * (1 / kSecondPartScale);
     });
@@ -474,7 +576,7 @@ __device__ inline void store_sums(const Params<T>& p, const Tile& tile, int warp
   if (!p.activation.is_identity()) activate_sums<T, 1>(p.activation, values);
 
   const int image = tile.first_image + warp_row + group, column = tile.first_column + warp_column;
-  T* const of_image = p.output + image * p.output_stride.n + static_cast<int64_t>(tile.group) * p.run;
+  T* const of_image = p.output + image * p.output_stride.n + tile.group * p.group_step + tile.first_tap;
   with_width_from<kSize>(p.store_bytes, [&](auto width) {
     constexpr int kBytes = decltype(width)::value, kVector = kBytes / kSize;
 #pragma unroll
@@ -520,8 +622,8 @@ __global__ void __launch_bounds__(Config::kThreads, kMinBlocks)
   const int warp_row = warp / Config::kShape.warps_n * (16 * Config::kBlocks);
   const int warp_column = warp % Config::kShape.warps_n * kPixelGemmWarpColumns;
   const int input_offset = (warp_row + lane % 16) * kShared.input_pitch + lane / 16 * 16;
-  const int weight_offset =
-      kShared.weight_offset + (warp_column + first_column<T>(lane / 4)) * static_cast<int>(sizeof(T));
+  const int weight_place = place_of_column<T, Config::kColumns>(p, warp_column + first_column<T>(lane / 4));
+  const int weight_offset = kShared.weight_offset + weight_place * static_cast<int>(sizeof(T));
   const auto stage_of = [](int chunk) {
     return static_cast<unsigned>(chunk) % kPixelGemmStages * Config::kShared.stage_bytes;
   };
@@ -544,7 +646,8 @@ __global__ void __launch_bounds__(Config::kThreads, kMinBlocks)
     }
     const unsigned char* const stage = shared + stage_of(chunk);
     multiply_chunk<Config, T>(min(kPixelGemmChunkSteps, p.steps - chunk * kPixelGemmChunkSteps),
-                              shared_address(stage + input_offset), stage + weight_offset, sums);
+                              shared_address(stage + input_offset), stage + weight_offset, p.tap_by_tap,
+                              sums);
   }
   store_sums<Config>(p, tile, warp_row, warp_column, ends + warp_column, sums);
 }
@@ -565,20 +668,25 @@ Params<T> make_params(const Problem& problem, const PixelGemmLaunch& launch) {
   p.dilation_w = static_cast<int>(problem.w.dilation);
   p.image_tiles = static_cast<int>(launch.image_tiles);
   p.column_tiles = static_cast<int>(launch.column_tiles);
-  p.columns = launch.columns;
+  const bool by_taps = launch.taps != 0;
+  p.tap_tiles = static_cast<int>(launch.tap_tiles);
+  p.columns = by_taps ? p.cout_per_group * launch.taps : launch.columns;
   p.chunks = launch.chunks;
   constexpr int kStepChannels = kPixelGemmStepBytes / static_cast<int>(sizeof(T));
   p.steps = (p.cin_per_group + kStepChannels - 1) / kStepChannels;
   p.couts = p.cout_per_group;
-  p.pixels = p.output_h * p.output_w;
+  p.pixels = by_taps ? launch.taps : p.output_h * p.output_w;
+  p.tap_bits = launch.taps == 8 ? 3 : 2;
   p.row_pixels = p.output_w;
   p.output_channels_last = problem.output_channels_last;
   const bool in_runs = problem.output_channels_last && problem.groups > 1;
-  p.run = in_runs ? p.cout_per_group : p.columns;
-  p.run_step = problem.cout();
+  p.run = in_runs ? p.cout_per_group : by_taps ? launch.taps : p.columns;
+  p.run_step = in_runs ? problem.cout() : p.output_h * p.output_w;
+  p.group_step = in_runs ? p.cout_per_group : launch.columns;
   // The plan knows sizes and strides; the addresses may allow less.
   p.input_bytes = aligned_bytes(p.input, launch.input_bytes);
   p.weight_bytes = aligned_bytes(p.weight, launch.weight_bytes);
+  p.tap_by_tap = by_taps && p.weight_bytes > static_cast<int>(sizeof(T));
   p.store_bytes = aligned_bytes(p.output, launch.store_bytes);
   return p;
 }
