@@ -578,6 +578,63 @@ def test_one_pixel_with_activation(
             torch.testing.assert_close(smooth, plain, rtol=unit, atol=unit)
 
 
+# Taps in the order of NCHW's outputs, eight or four of them to a thread block: one block of taps or several, output
+# channels that fill tiles and that do not, pieces of all widths, and channels that are copied one by one.
+ONE_PIXEL_BY_TAPS = (
+    G("dcgan1", (130, 100, 1, 1), 512, (4, 4)),
+    G("2x2", (33, 36, 1, 1), 512, (2, 2)),
+    G("1x4", (70, 140, 1, 1), 8, (1, 4)),
+    G("4x1_of_6", (3, 24, 1, 1), 6, (4, 1)),
+    G("8_channels", (20, 33, 1, 1), 8, (4, 4), stride=(2, 3)),
+    G("6_channels", (9, 300, 1, 1), 6, (4, 4)),
+    G("2_channels", (9, 40, 1, 1), 2, (2, 4)),
+    G("5_channels", (9, 40, 1, 1), 5, (4, 4)),
+    G("12_taps", (35, 64, 1, 1), 20, (4, 3)),
+    G("24_taps", (35, 64, 1, 1), 36, (3, 8)),
+    G("groups_2", (130, 72, 1, 1), 40, (4, 4), groups=2),
+    G("groups_3_of_6", (5, 75, 1, 1), 18, (2, 2), groups=3),
+    G("no_bias", (64, 64, 1, 1), 68, (4, 4), bias=False),
+    G("unbatched", (100, 1, 1), 24, (4, 4)),
+)
+
+
+def _later(x: Tensor, elements: int) -> Tensor:
+    """Laid out as x is, so many elements further on in its storage."""
+    return embed(x, lambda s: s.as_strided(x.shape, x.stride(), elements), [x.numel() + elements])
+
+
+def _channels_in_eights(x: Tensor) -> Tensor:
+    """Some channels of channels_last images, whose pixels lie multiples of eight elements apart."""
+    c, h, w = x.shape[-3:]
+    return embed(x, lambda s: s[..., 8 : 8 + c].movedim(-1, -3), [*x.shape[:-3], h, w, (c + 7) // 8 * 8 + 16])
+
+
+@pytest.mark.parametrize("geometry", ONE_PIXEL_BY_TAPS, ids=lambda geometry: geometry.name)
+@pytest.mark.parametrize("precision", TENSOR_CORE_PRECISIONS)
+@on_kernel("pixel_gemm")
+def test_one_pixel_by_taps(geometry: Geometry, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every launch for a channels_last weight, at addresses that allow less than its strides, and with gaps."""
+    dtype = TENSOR_CORE_PRECISIONS[precision]
+    x, w, b = geometry.tensors(dtype, target.device)
+    known = reference(x, w, b, **geometry.arguments)
+    laid = LAYOUTS["channels_last"](w)
+    even = geometry.weight[1] % 2 == 0
+    weights = [(_later(laid, elements), even) for elements in (0, 1, 2, 4)]
+    weights += [(LAYOUTS["channels_sliced"](w), even), (_channels_in_eights(w), True)]
+    with tf32_allowed(precision == "tf32"):
+        for number, (weight, by_taps) in enumerate(weights):
+            for line in launches(monkeypatch, target.kernel, range(100), x, weight, b, **geometry.arguments):
+                context = f"weight {number}: {line}"
+                assert (" taps=" in line) == by_taps, context
+                poison(geometry.output, dtype, target.device)
+                out = convt_ext.conv_transpose2d(x, weight, b, **geometry.arguments)
+                assert_accurate(out, x, weight, b, context, known, **geometry.arguments)
+                expected = torch.relu(out)
+                poison(geometry.output, dtype, target.device)
+                out = convt_ext.conv_transpose2d_act(x, weight, b, **geometry.arguments, activation="relu")
+                assert torch.equal(out, expected), context
+
+
 # Filters that `depthwise` is compiled for; rows of output are whole vectors of every dtype, 8 elements each. Paddings
 # of both residues and beyond the stride, inputs of odd and of few columns, heights of no whole run of rows.
 ROLLING = (
