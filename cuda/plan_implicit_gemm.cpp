@@ -250,7 +250,8 @@ struct Search {
     const double weight = number(size * problem.cin() * problem.cout_per_group) * kernel;
     const double turn = t.turns_weight ? 2500 + 0.00053 * (1 + parts) / 2 * weight : 0;
     const double shares = t.shares_copies() ? 5250 + 140 * rounds : 0;
-    return 8600 + shares + turn + std::max(all, memory) + 0.1 * std::min(all, memory);
+    const double begin = parts > 1 ? 10800 : 8600;
+    return begin + shares + turn + std::max(all, memory) + 0.1 * std::min(all, memory);
   }
 
   // Of a multiprocessor, for a step of one block, which brings so many halos: what it waits for most.
@@ -265,9 +266,9 @@ struct Search {
     // A warpgroup waits for its products before it begins others, in one or two turns of a step
     // (HaloConfig), and splits words in between; another one multiplies meanwhile.
     const bool two_turns = sizes.pixels / sizes.groups() == 128 && (parts > 1 || sizes.rows == 64);
-    const double split = parts > 1 ? 5.25 * sizes.pixels / sizes.groups() : 0;
+    const double split = parts > 1 ? 3.0 * sizes.pixels / sizes.groups() : 0;
     const double own_products = (parts > 1 ? 1.85 : 1.58) * tensor / sizes.groups();
-    const double alone = own_products + split + (parts > 1 ? 450 : 166) * (two_turns ? 2 : 1);
+    const double alone = own_products + split + (parts > 1 ? 310 : 166) * (two_turns ? 2 : 1);
     const double warpgroup = alone / (two_blocks ? 2 : 1);
     // Copies: the weight, which comes from L2 faster, and the halo, row by row.
     const double weight = kImplicitGemmLine * parts * sizes.rows / 56.0;
@@ -325,7 +326,7 @@ struct Search {
     const double weight = t.keeps_weight ? 0 : columns * kImplicitGemmLine / 56.0;
     const double rows = (sizes.groups() - 1) / std::max(taps, 1.0) + 1;
     // Split operands have three products of each term, and are split before them.
-    const double products = 2.16 * columns * sizes.groups() * (parts > 1 ? 3 : 1) + (parts > 1 ? 250 : 0);
+    const double products = 2.16 * columns * sizes.groups() * (parts > 1 ? 3 : 1) + (parts > 1 ? 170 : 0);
     const double step = std::max(products, weight * parts + rows * static_cast<double>(t.halo_bytes()) / 36);
     const double tile = taps * t.chunks * step + (t.halo_lines ? 3000 : 4200);
     return 11000 + std::max(std::ceil(works_of(t) / t.grid) * tile, halo_memory_cycles(0));

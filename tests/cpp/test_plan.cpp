@@ -1014,8 +1014,8 @@ void test_typical_problems() {
       } else if (one_pixel) {
         CHECK(chosen == Kernel::kPixelGemm, context);
       } else {
-        const bool on_wgmma =
-            chosen == Kernel::kTileWgmma || chosen == Kernel::kCol2im || chosen == Kernel::kImplicitGemm;
+        const bool on_wgmma = chosen == Kernel::kTileWgmma || chosen == Kernel::kCol2im ||
+                              chosen == Kernel::kImplicitGemm || chosen == Kernel::kHaloGemm;
         CHECK(!on_wgmma || device.limits.has_wgmma, context);
         CHECK((chosen == Kernel::kScatterGemm) == disjoint, context);
         if (disjoint) continue;
