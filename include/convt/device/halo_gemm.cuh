@@ -584,23 +584,23 @@ __device__ inline unsigned wait_for_weight(const Params<T>& p, const HaloRing& r
 // Splits fragments into two parts.
 template <typename C>
 __device__ inline void split_fragments(const HaloWords<C>& words, HaloWords<C> (&parts)[2]) {
-  float largest = 0.0f;
+  OrdinaryTest ordinary;
 #pragma unroll
   for (const auto& tile : words) {
 #pragma unroll
     for (const auto& fragment : tile) {
 #pragma unroll
-      for (const unsigned bits : fragment) largest = max_or_nan(largest, fabsf(__uint_as_float(bits)));
+      for (const unsigned bits : fragment) ordinary.add(bits);
     }
   }
-  const auto split = [&](auto ordinary) {
+  const auto split = [&](auto are_ordinary) {
 #pragma unroll
     for (int tile = 0; tile < C::kPlaceTiles; ++tile) {
 #pragma unroll
       for (int i = 0; i < C::kStepsAtOnce; ++i) {
         const unsigned (&x)[4] = words[tile][i];
         uint4 both[2];
-        split_words<decltype(ordinary)::value>(make_uint4(x[0], x[1], x[2], x[3]), both);
+        split_words<decltype(are_ordinary)::value>(make_uint4(x[0], x[1], x[2], x[3]), both);
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
           unsigned (&to)[4] = parts[part][tile][i];
@@ -609,8 +609,7 @@ __device__ inline void split_fragments(const HaloWords<C>& words, HaloWords<C> (
       }
     }
   };
-  // Seldom not; a warp's lanes multiply together, so one test for all of them.
-  if (__all_sync(~0u, largest < kLeastAboveTf32)) {
+  if (ordinary.passes()) {
     split(std::true_type{});
   } else {
     split(std::false_type{});

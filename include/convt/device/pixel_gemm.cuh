@@ -419,23 +419,18 @@ __device__ inline Operands<Config> read_operands(unsigned input, const unsigned 
   return operands;
 }
 
-// Whether all numbers are such as split_words may take for ordinary.
+// Whether all numbers of a warp are ordinary.
 template <typename Config>
 __device__ inline bool are_ordinary(const Operands<Config>& operands) {
-  float largest = 0.0f;
-  const auto include = [&largest](const uint4& x) {
-    for (const unsigned bits : {x.x, x.y, x.z, x.w}) {
-      largest = max_or_nan(largest, fabsf(__uint_as_float(bits)));
-    }
-  };
+  OrdinaryTest ordinary;
 #pragma unroll
   for (int k = 0; k < kStepProducts; ++k) {
-    include(operands.b[k][0]);
-    include(operands.b[k][1]);
+    ordinary.add(operands.b[k][0]);
+    ordinary.add(operands.b[k][1]);
 #pragma unroll
-    for (int i = 0; i < Config::kBlocks; ++i) include(operands.a[k][i]);
+    for (int i = 0; i < Config::kBlocks; ++i) ordinary.add(operands.a[k][i]);
   }
-  return largest < kLeastAboveTf32;
+  return ordinary.passes();
 }
 
 template <typename Config>
@@ -499,8 +494,7 @@ __device__ inline void multiply_steps(int steps, unsigned input, const unsigned 
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     const Operands<Config> operands = read_operands<Config, T>(input, weight, tap_by_tap);
-    // Seldom; the lanes of a warp multiply together, so one test for all of them.
-    if (sizeof(T) == 4 && !__all_sync(~0u, are_ordinary(operands))) {
+    if (sizeof(T) == 4 && !are_ordinary(operands)) {
       multiply_operands<Config, T, false>(operands, sums, mixed);
     } else {
       multiply_operands<Config, T, true>(operands, sums, mixed);

@@ -118,14 +118,13 @@ __device__ inline void multiply_step(const FragmentA* weight, const uint4& b0, c
   }
 }
 
-// Whether all numbers of float32 can be rounded to TF32 by integer arithmetic, which makes
-// infinities of the largest and numbers of some NaNs.
+// Whether all numbers of a warp are ordinary.
 template <int kSteps>
 __device__ inline bool are_ordinary(const Words<kSteps>& words) {
-  float largest = 0.0f;
+  OrdinaryTest ordinary;
 #pragma unroll
-  for (int i = 0; i < 8 * kSteps; ++i) largest = max_or_nan(largest, fabsf(__uint_as_float(words.at[i])));
-  return largest < kLeastAboveTf32;
+  for (int i = 0; i < 8 * kSteps; ++i) ordinary.add(words.at[i]);
+  return ordinary.passes();
 }
 
 template <typename T, bool kOrdinary, bool kAlongW, int kSteps, int kParts>

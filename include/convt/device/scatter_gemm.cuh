@@ -129,7 +129,7 @@ __device__ inline void set_fragment(Words<kSteps>& words, int at, const uint4& x
 template <typename T, int kParts, int kSteps>
 __device__ inline bool prepare(Words<kSteps>& words) {
   if constexpr (sizeof(T) == 4) {
-    const bool ordinary = __all_sync(~0u, are_ordinary(words));
+    const bool ordinary = are_ordinary(words);
     if constexpr (kParts == 1) {
 #pragma unroll
       for (int at = 0; at < 8 * kSteps; at += 4) {

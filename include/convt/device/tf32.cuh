@@ -50,17 +50,22 @@ __device__ inline void split_tf32(const uint4& x, uint4 (&parts)[kParts]) {
   if constexpr (kParts == 2) parts[1] = make_uint4(second[0], second[1], second[2], second[3]);
 }
 
-// The same of a fragment.
-__device__ inline void split_tf32(const unsigned (&x)[4], unsigned (&first)[4], unsigned (&second)[4]) {
-  uint4 parts[2];
-  split_tf32(make_uint4(x[0], x[1], x[2], x[3]), parts);
-  first[0] = parts[0].x, first[1] = parts[0].y, first[2] = parts[0].z, first[3] = parts[0].w;
-  second[0] = parts[1].x, second[1] = parts[1].y, second[2] = parts[1].z, second[3] = parts[1].w;
-}
+// Tells whether numbers are ordinary: split_words may then split them by integer arithmetic, which makes
+// infinities of those from kLeastAboveTf32 on, and numbers of some NaNs.
+class OrdinaryTest {
+ public:
+  __device__ void add(unsigned bits) { largest_ = max_or_nan(largest_, fabsf(__uint_as_float(bits))); }
+  __device__ void add(const uint4& x) { add(x.x), add(x.y), add(x.z), add(x.w); }
 
-// The same, but with digits that tensor cores leave out: where all numbers are known to be ordinary, that is,
-// less than kLeastAboveTf32, by integer arithmetic, which makes infinities of the largest and numbers of some
-// NaNs.
+  // Of all lanes of a warp, which multiply together: one test for all of them, that seldom fails.
+  __device__ bool passes() const { return __all_sync(~0u, largest_ < kLeastAboveTf32); }
+
+ private:
+  float largest_ = 0.0f;
+};
+
+// As split_tf32, but with digits that tensor cores leave out. Ordinary numbers are split by integer
+// arithmetic.
 template <bool kOrdinary, int kParts>
 __device__ inline void split_words(const uint4& x, uint4 (&parts)[kParts]) {
   if constexpr (!kOrdinary) {

@@ -206,8 +206,7 @@ template <typename T, int kParts, int kBlocks, bool kAlongW>
 __device__ inline void multiply_chunk(const ChunkWords& words, const FragmentA* weight, int part,
                                       Sums<kBlocks>& sums) {
   if constexpr (sizeof(T) == 4) {
-    // Seldom; the lanes of a warp multiply together, so one test for all of them.
-    if (!__all_sync(~0u, are_ordinary(words))) {
+    if (!are_ordinary(words)) {
       return multiply_words<T, kParts, kBlocks, kAlongW, false>(words, weight, part, sums);
     }
   }

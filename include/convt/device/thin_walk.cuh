@@ -109,16 +109,15 @@ __device__ inline void read_pair(unsigned stage, int pair, ChunkWords& words) {
 template <int kParts, bool kAlongW>
 __device__ inline void convert_pair(int pair, ChunkWords& words, ChunkWords& second) {
   const auto line_of = [pair](int i) { return kAlongW ? 4 * pair + i : 2 * i + pair; };
-  float largest = 0.0f;
+  OrdinaryTest ordinary;
 #pragma unroll
-  for (int i = 0; i < 16; ++i)
-    largest = max_or_nan(largest, fabsf(__uint_as_float(words.at[4 * line_of(i / 4) + i % 4])));
-  const auto convert = [&](auto ordinary) {
+  for (int i = 0; i < 16; ++i) ordinary.add(words.at[4 * line_of(i / 4) + i % 4]);
+  const auto convert = [&](auto are_ordinary) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       unsigned* const w = words.at + 4 * line_of(i);
       uint4 parts[kParts];
-      split_words<decltype(ordinary)::value>(make_uint4(w[0], w[1], w[2], w[3]), parts);
+      split_words<decltype(are_ordinary)::value>(make_uint4(w[0], w[1], w[2], w[3]), parts);
       w[0] = parts[0].x, w[1] = parts[0].y, w[2] = parts[0].z, w[3] = parts[0].w;
       if constexpr (kParts == 2) {
         unsigned* const s = second.at + 4 * line_of(i);
@@ -126,8 +125,7 @@ __device__ inline void convert_pair(int pair, ChunkWords& words, ChunkWords& sec
       }
     }
   };
-  // Seldom not; the lanes of a warp multiply together, so one test for all of them.
-  if (__all_sync(~0u, largest < kLeastAboveTf32)) {
+  if (ordinary.passes()) {
     convert(std::true_type{});
   } else {
     convert(std::false_type{});
