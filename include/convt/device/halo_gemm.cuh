@@ -80,11 +80,11 @@ struct HaloTaps {
   int offsets[2] = {};  // of each phase's first tap's input, from there; that of the next tap lies before it
 
   __device__ HaloTaps(const Params<T>& p, const Work& work, int place)
-      : first(p.phases_w, p.padding_w, work.phase_w), second(first) {
+      : first(taps_along_w(p, work.phase_w)), second(first) {
     if (p.phases_together == 1) {
       second.count = 0;
     } else {
-      second = PhaseTaps(p.phases_w, p.padding_w, work.phase_w + 1);
+      second = taps_along_w(p, work.phase_w + 1);
     }
     const auto least = [&p](const PhaseTaps& taps) {
       return taps.shift - (taps.count - 1) * p.phases_w.shift_step;
@@ -130,7 +130,7 @@ __device__ inline void visit_works(const Params<T>& p, const Visit& visit) {
 template <typename C, typename T, typename Visit>
 __device__ inline void visit_halos(const Params<T>& p, const Work& work, const HaloTaps<C, T>& taps,
                                    const Visit& visit) {
-  const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
+  const PhaseTaps h = taps_along_h(p, work.phase_h);
   if (taps.count() == 0) return;
 #pragma unroll 1
   for (int i = 0; i < h.count; ++i) {
@@ -157,7 +157,7 @@ __device__ inline void load_weights(const Params<T>& p, unsigned stages, const H
   const auto load = [&](const Work& work) {
     if constexpr (C::kRowTaps > 1) {
       // In the order in which a warpgroup takes the rows of the input.
-      const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
+      const PhaseTaps h = taps_along_h(p, work.phase_h);
 #pragma unroll 1
       for (int chunk = 0; chunk < p.chunks; ++chunk) {
 #pragma unroll 1
@@ -215,7 +215,7 @@ __device__ inline void load_rows(const Params<T>& p, unsigned halos, const HaloB
   visit_works<C>(p, [&](const Work& work) {
     const Origin at = locate_lines(p, work.tile);
     const HaloTaps<C, T> taps(p, work, at.w);
-    const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
+    const PhaseTaps h = taps_along_h(p, work.phase_h);
     if (h.count == 0) return;
     const int first = at.h + h.shift - (h.count - 1), rows = p.rows + h.count - 1;
 #pragma unroll 1
@@ -324,7 +324,7 @@ __device__ inline void prepare_works(const Params<T>& p, HaloWorks<C>& slots, co
       HaloWork& slot = slots.works[turn.stage];
       slot.work = work;
       slot.runs = runs;
-      const int rows = PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count;
+      const int rows = taps_along_h(p, work.phase_h).count;
       slot.steps = rows * taps.count() / C::kRowTaps * p.chunks;
       slot.taps[0] = C::kRowTaps > 1 ? rows : taps.first.count;
       slot.taps[1] = taps.second.count;

@@ -95,6 +95,22 @@ struct Config {
   static constexpr bool kHalos = false;
 };
 
+// The taps of a phase along an axis: `first` + i * axis.tap_step reads place m's input m + `shift` - i
+// * axis.shift_step, 0 <= i < `count`.
+struct PhaseTaps {
+  int first, count, shift;
+};
+
+CONVT_HOST_DEVICE inline PhaseTaps find_taps(const AxisPhases<int>& axis, int padding, int phase) {
+  const auto base = axis.stride.divide(phase + padding);
+  const Phase<int> taps = phase_of(axis, base.remainder);
+  return {taps.first_tap, taps.taps, base.quotient - taps.first_shift};
+}
+
+// Phases whose taps the host has found. A thread takes some 300 cycles for those of one, and nothing is
+// copied or multiplied before that.
+inline constexpr int kKnownPhases = 8;
+
 template <typename T>
 struct Params {
   const T* input;  // not read: its tensor map is
@@ -110,11 +126,13 @@ struct Params {
 
   int padding_h, padding_w;
   AxisPhases<int> phases_h, phases_w;
+  PhaseTaps known_taps_h[kKnownPhases], known_taps_w[kKnownPhases];
   int phases_together;
   int clusters, works;                                            // of clusters
   Divisor<int> cout_groups, phases, phase_columns, pixel_groups;  // of works, innermost first; then groups
   Divisor<int> tiles_before_turn;  // tiles of places after which the phases are taken in another order
-  int cluster_rows, cluster_pixels, splits;
+  int cluster_rows, cluster_pixels, splits;  // at most one of them is more than 1, and a power of two
+  int log2_cluster;
   Divisor<int> tiles_w, tiles_h;  // of lines; blocks of a row, rows
   Divisor<int> cols, rows;        // of a tile of lines
   int images;
@@ -152,7 +170,7 @@ struct Work {
 // This block's number in its cluster: along the tiles of output channels first. Splits have no others.
 template <typename T>
 __device__ inline int cluster_rank(const Params<T>& p) {
-  return static_cast<int>(blockIdx.x) % (p.cluster_rows * p.cluster_pixels);
+  return static_cast<int>(blockIdx.x) & (p.cluster_rows * p.cluster_pixels - 1);
 }
 
 // Of a warpgroup's products.
@@ -170,7 +188,7 @@ __device__ inline int splits(const Params<T>& p) {
 // The first piece of work of this block's cluster.
 template <typename C, typename T>
 __device__ inline int first_work(const Params<T>& p) {
-  return static_cast<int>(blockIdx.x) / (p.cluster_rows * p.cluster_pixels * splits<C>(p));
+  return static_cast<int>(blockIdx.x) >> p.log2_cluster;
 }
 
 // This block's number among those that divide channels, and the chunks of them that it multiplies.
@@ -180,49 +198,54 @@ struct Share {
 
   template <typename T>
   __device__ explicit Share(const Params<T>& p) {
-    split = static_cast<int>(blockIdx.x) % splits<C>(p);
-    first = split * p.chunks / splits<C>(p);
-    end = (split + 1) * p.chunks / splits<C>(p);
+    const int log2_splits = C::kSplits && p.splits > 1 ? p.log2_cluster : 0;
+    split = static_cast<int>(blockIdx.x) & ((1 << log2_splits) - 1);
+    first = split * p.chunks >> log2_splits;
+    end = (split + 1) * p.chunks >> log2_splits;
   }
 };
 
 template <typename C, typename T>
 __device__ inline Work locate(const Params<T>& p, int number) {
   const int rank = cluster_rank(p);
+  const bool divides_rows = p.cluster_rows > 1;
+  // A division takes some 50 cycles, and products and copies wait for the last one.
   const auto by_cout = p.cout_groups.divide(number);
-  const auto by_phase = p.phases.divide(by_cout.quotient);
-  const auto by_tile = p.pixel_groups.divide(by_phase.quotient);
-  // Phases have different numbers of taps: from one round to the next a block meets another one.
-  const int turn = p.tiles_before_turn.divide(by_phase.quotient).quotient;
-  const auto by_row = p.phase_columns.divide(p.phases.divide(by_phase.remainder + turn).remainder);
-  Work work;
-  work.group = by_tile.quotient;
-  work.cout = (by_cout.remainder * p.cluster_rows + rank % p.cluster_rows) * C::kTileRows;
-  work.tile = by_tile.remainder * p.cluster_pixels + rank / p.cluster_rows;
-  work.phase_h = by_row.quotient;
-  work.phase_w = by_row.remainder * p.phases_together;
+  Work work = {};
+  work.cout = (by_cout.remainder * p.cluster_rows + (divides_rows ? rank : 0)) * C::kTileRows;
+  int tile = by_cout.quotient;
+  if (p.phases > 1) {
+    const auto by_phase = p.phases.divide(tile);
+    // Phases have different numbers of taps: from one round to the next a block meets another one.
+    const int turn = p.tiles_before_turn.divide(by_phase.quotient).quotient;
+    const auto by_row = p.phase_columns.divide(p.phases.divide(by_phase.remainder + turn).remainder);
+    work.phase_h = by_row.quotient;
+    work.phase_w = by_row.remainder * p.phases_together;
+    tile = by_phase.quotient;
+  }
+  if (p.groups > 1) {
+    const auto by_group = p.pixel_groups.divide(tile);
+    work.group = by_group.quotient;
+    tile = by_group.remainder;
+  }
+  work.tile = tile * p.cluster_pixels + (divides_rows ? 0 : rank);
   return work;
 }
 
-// The taps of phase `phase` along an axis: `first` + i * axis.tap_step reads place m's input m + `shift` - i
-// * axis.shift_step, 0 <= i < `count`.
-struct PhaseTaps {
-  int first, count, shift;
+template <typename T>
+__device__ inline PhaseTaps taps_along_h(const Params<T>& p, int phase) {
+  return phase < kKnownPhases ? p.known_taps_h[phase] : find_taps(p.phases_h, p.padding_h, phase);
+}
 
-  __device__ PhaseTaps(const AxisPhases<int>& axis, int padding, int phase) {
-    const auto base = axis.stride.divide(phase + padding);
-    const Phase<int> taps = phase_of(axis, base.remainder);
-    first = taps.first_tap;
-    count = taps.taps;
-    shift = base.quotient - taps.first_shift;
-  }
-};
+template <typename T>
+__device__ inline PhaseTaps taps_along_w(const Params<T>& p, int phase) {
+  return phase < kKnownPhases ? p.known_taps_w[phase] : find_taps(p.phases_w, p.padding_w, phase);
+}
 
 // The steps of a piece of work: of a phase of it, `chunks` for each tap.
 template <typename T>
 __device__ inline int count_steps(const Params<T>& p, const Work& work, int phase, int chunks) {
-  return PhaseTaps(p.phases_h, p.padding_h, work.phase_h).count *
-         PhaseTaps(p.phases_w, p.padding_w, work.phase_w + phase).count * chunks;
+  return taps_along_h(p, work.phase_h).count * taps_along_w(p, work.phase_w + phase).count * chunks;
 }
 
 // ---------------------------------------------------------------- load
@@ -348,16 +371,17 @@ __device__ inline void load_works(const Params<T>& p, unsigned stages, unsigned 
   const Loader<C, T> loader{p};
   prefetch_map(p.weight_map);
   prefetch_map(p.input_map);
-  if (p.after_turning) wait_for_previous_kernel();
   const Share<C> share(p);
   int stage = 0, parity = 1;
   for (int number = first_work<C>(p); number < p.works; number += p.clusters) {
     const Work work = locate<C>(p, number);
     const Origin origin = loader.locate(work);
-    const PhaseTaps h(p.phases_h, p.padding_h, work.phase_h);
+    const PhaseTaps h = taps_along_h(p, work.phase_h);
+    // For what turn_operands writes, once the first work has been found.
+    if (p.after_turning && number == first_work<C>(p)) wait_for_previous_kernel();
 #pragma unroll 1
     for (int phase = 0; phase < p.phases_together; ++phase) {
-      const PhaseTaps w(p.phases_w, p.padding_w, work.phase_w + phase);
+      const PhaseTaps w = taps_along_w(p, work.phase_w + phase);
 #pragma unroll 1
       for (int i = 0; i < h.count; ++i) {
 #pragma unroll 1
@@ -1433,6 +1457,10 @@ cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, co
   p.padding_w = static_cast<int>(problem.w.padding);
   p.phases_h = t.phases_h;
   p.phases_w = t.phases_w;
+  for (int phase = 0; phase < kKnownPhases; ++phase) {
+    p.known_taps_h[phase] = find_taps(p.phases_h, p.padding_h, phase);
+    p.known_taps_w[phase] = find_taps(p.phases_w, p.padding_w, phase);
+  }
   p.phases_together = t.phases_together;
   p.clusters = t.grid / t.cluster();
   p.works = static_cast<int>(t.works());
@@ -1444,6 +1472,7 @@ cudaError_t launch_kernel(void (*kernel)(Params<T>), const Problem& unfolded, co
   p.cluster_rows = t.cluster_rows;
   p.cluster_pixels = t.cluster_pixels;
   p.splits = t.splits;
+  p.log2_cluster = log2(t.cluster());
   p.tiles_w = static_cast<int>(t.tiles_w);
   p.tiles_h = static_cast<int>(t.tiles_h);
   p.cols = t.cols;
