@@ -141,7 +141,7 @@ struct Search {
     // What a step takes at least, to start copies and wait for them; and besides products and copies.
     const double least = (parts > 1 ? 900 + 150 * sizes.rows / 64 : 500 + 50 * sizes.rows / 64);
     const double waits_for_copies = parts == 1 && t.stages < kLeastStages ? 1.6 : 1;
-    // Both phases of a small tile of TF32 take the same lines, which come from L2 once.
+    // Measured of both phases of a small tile of TF32, which take the same lines of the input.
     const bool pairs = size == 4 && parts == 1 && t.phases_together == 2 && sizes.pixels == 128;
     const double step = waits_for_copies * (pairs ? 0.88 : 1) *
                         std::max(tensor + load * loads + (parts > 1 ? 100 : 50), least);
@@ -250,6 +250,7 @@ struct Search {
     const double weight = number(size * problem.cin() * problem.cout_per_group) * kernel;
     const double turn = t.turns_weight ? 2500 + 0.00053 * (1 + parts) / 2 * weight : 0;
     const double shares = t.shares_copies() ? 5250 + 140 * rounds : 0;
+    // With split operands fitted to the two layers with one image, b1_unet and b1_k4s2.
     const double begin = parts > 1 ? 10800 : 8600;
     return begin + shares + turn + std::max(all, memory) + 0.1 * std::min(all, memory);
   }

@@ -116,9 +116,9 @@ struct Search {
     const double store = stored / (32 * t.store_bytes) * (10 + t.store_bytes);
 
     // All but the first chunks are waited for, some of the time; nothing hides the begin and the end of a
-    // block that has an SM for itself.
+    // block that has an SM for itself, or with one other, which begins and ends when it does.
     constexpr double kBegin = 1500, kChunkWait = 250, kAlone = 1000;
-    const double wait = kBegin + kChunkWait * t.chunks + (resident == 1 ? kAlone : 0);
+    const double wait = kBegin + kChunkWait * t.chunks + (resident <= 2 ? kAlone : 0);
     constexpr double kMemoryBytesPerCycle = 1280;
     const double weight = static_cast<double>(t.groups) * t.columns * channel_bytes;
     const double input = static_cast<double>(problem.batch) * static_cast<double>(t.groups) * channel_bytes;

@@ -119,6 +119,8 @@ struct Search {
     if (size == 2 && by_rows) cycles *= 1.04;
     // TF32 with few taps to an input.
     if (size == 4 && parts == 1 && mean_offsets <= 4) cycles *= launch.input_channels_last ? 1.15 : 1.03;
+    // IEEE in NHWC with two: splitting is not hidden.
+    if (parts > 1 && mean_offsets <= 2 && launch.input_channels_last) cycles *= 1.3;
     return turns_of_blocks * cycles + (parts == 1 ? 14500 : 18000) + (launch.cluster > 1 ? 3400 : 0) +
            (launch.repairs ? 3500 : 0) + 0.00121 * static_cast<double>(launch.packed_bytes) + kept;
   }
