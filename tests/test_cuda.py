@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -110,6 +110,34 @@ def test_side_stream(forced: str) -> None:
     assert not stream.query(), "the call waited for the stream"
     stream.synchronize()
     assert torch.equal(copy, expected)
+
+
+@all_kernels
+def test_calls_wait_for_the_calls_before(forced: str) -> None:
+    """Without a gap between calls, none reads what is still being written, or writes over what is still read."""
+    geometry = suited(Geometry("grows", (16, 8, 64, 64), 8, (4, 4), stride=(2, 2), padding=(1, 1)), forced)
+    x, w, _ = geometry.tensors(dtype_of(forced), "cuda")
+    w *= x.std() / call((x, w, None), geometry).std()  # so that numbers neither grow nor fade
+
+    def chain(between: Callable[[], None]) -> Tensor:
+        """Each call's input is a part of the output of the call before, and its output lies where another one lay."""
+        held = x
+        for _ in range(20):
+            held = call((held.flatten()[: x.numel()].view_as(x), w, None), geometry)
+            between()
+        return held
+
+    expected = chain(torch.cuda.synchronize)
+    assert expected.isfinite().all()
+    for _ in range(5):
+        assert torch.equal(chain(lambda: None), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = chain(lambda: None)
+    for _ in range(5):
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, expected)
 
 
 def test_several_streams_at_once() -> None:
